@@ -1,0 +1,76 @@
+"""A figure is data: panels described by what they show. Drawing it (PNG, HTML) is one place's work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from .result import Frozen, Grid
+
+
+class Heatmap(Frozen):
+    """A two-axis grid as coloured cells; zero is the middle of the scale when `diverging`."""
+
+    kind: Literal["heatmap"] = "heatmap"
+    title: str
+    grid: Grid = Field(description="Two axes: rows first, columns second.")
+    diverging: bool = True
+
+
+class Series(Frozen):
+    """One line: values over the x axis, with an interval where there is one."""
+
+    name: str
+    values: tuple[float | None, ...]
+    low: tuple[float | None, ...] | None = None
+    high: tuple[float | None, ...] | None = None
+
+
+class Lines(Frozen):
+    """Lines over a shared x axis."""
+
+    kind: Literal["lines"] = "lines"
+    title: str
+    x_title: str
+    x: tuple[str | float, ...]
+    y_title: str
+    series: tuple[Series, ...]
+    log_y: bool = False
+
+
+class Bars(Frozen):
+    """Labelled bars with intervals; `groups` colours them."""
+
+    kind: Literal["bars"] = "bars"
+    title: str
+    value_title: str
+    labels: tuple[str, ...]
+    values: tuple[float | None, ...]
+    low: tuple[float | None, ...] | None = None
+    high: tuple[float | None, ...] | None = None
+    groups: tuple[str, ...] | None = None
+
+
+class Scatter(Frozen):
+    """Points in the plane, labelled on hover."""
+
+    kind: Literal["scatter"] = "scatter"
+    title: str
+    x_title: str
+    y_title: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+
+
+class Figure(Frozen):
+    """One picture: panels laid out in columns, with a caption that says what the numbers are."""
+
+    title: str
+    caption: str = Field(description="Metric, direction, ablation, n, model: what a reader must know.")
+    panels: tuple[Heatmap | Lines | Bars | Scatter, ...]
+    columns: int = 1
+    links: Mapping[str, str] = Field(default_factory=dict)

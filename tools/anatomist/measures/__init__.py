@@ -1,0 +1,1 @@
+"""Metrics of behaviour and the statistics around them."""

@@ -1,0 +1,1 @@
+"""What a technique sees of a model, and nothing else."""

@@ -1,0 +1,1 @@
+"""Task generators, prompt sets, and their encoding for a model."""

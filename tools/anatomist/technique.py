@@ -1,0 +1,111 @@
+"""What a technique is: a module with Arguments, a Result, `run` and `plot`, and the words that help to find it.
+
+A technique file `techniques/<name>.py` has, top to bottom: docstring (first line: what it does; then idea, source with
+equation, what the result does not show), `TITLE`, `QUESTIONS`, `Arguments`, one subclass of `Result`, pure maths,
+`run(context, arguments)` and `plot(result)`. Nothing else registers it: the catalog finds it, the server lists it, the
+shell runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import Field
+
+from .figures import Figure
+from .model.protocol import Model
+from .model.tokens import PositionSpec
+from .prompts.prompt_set import Prompt, PromptSet
+from .result import Frozen, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[float, float, str], None]  # done, total, what; raises Cancelled when the caller asked to stop
+
+ModelHandle = Annotated[str, Field(description="Handle of a loaded model, or a name load_model accepts.")]
+PromptsArgument = Annotated[
+    str | tuple[Prompt, ...], Field(description="Handle from make_prompts, or a list of prompts inline.")
+]
+Layers = Annotated[tuple[int, ...] | None, Field(description="Layers; all when absent.")]
+Heads = Annotated[tuple[str, ...] | None, Field(description="Heads written L23H3; all when absent.")]
+Positions = Annotated[
+    tuple[PositionSpec, ...] | Literal["all"],
+    Field(description="Positions: integers (negative from the end), 'last', a role (S2, END) or a token's text; or 'all'."),
+]
+Metric = Annotated[
+    Literal["logit_diff", "logprob", "prob", "kl", "loss"],
+    Field(description="Behaviour measured at the prompt's last token; logit_diff = answer minus wrong."),
+]
+Direction = Annotated[
+    Literal["denoising", "noising"],
+    Field(description="denoising: clean into corrupted (sufficiency); noising: corrupted into clean (necessity)."),
+]
+Ablation = Annotated[
+    Literal["zero", "mean", "resample"], Field(description="What replaces the activation.")
+]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of every random choice.")]
+Bos = Annotated[
+    bool | None, Field(description="BOS token first: absent = as the tokenizer itself does; true or false force it.")
+]
+Split = Annotated[
+    Literal["discovery", "held_out"], Field(description="Which part of a generated prompt set to use.")
+]
+
+
+class Arguments(Frozen):
+    """Base of every technique's arguments."""
+
+    model: ModelHandle
+    seed: Seed = 0
+
+
+class OnPrompts(Arguments):
+    """Arguments of techniques that look at prompts."""
+
+    prompts: PromptsArgument
+    split: Split = "discovery"
+    bos: Bos = None
+
+
+@dataclass(frozen=True)
+class KeptArray:
+    """A tensor kept with the run, and what its axes are."""
+
+    tensor: Tensor
+    axes: tuple[str, ...]
+    unit: str
+
+
+@dataclass
+class Context:
+    """What the runner hands to a technique."""
+
+    model: Model
+    prompts: PromptSet | None = None  # the chosen split, resolved from `arguments.prompts`
+    progress: Progress = lambda done, total, what: None
+    budget_bytes: int = 2 * 1024**3  # memory a technique may plan with, beyond the weights
+    arrays: dict[str, KeptArray] = field(default_factory=dict)
+
+    def keep(self, name: str, tensor: Tensor, *, axes: tuple[str, ...], unit: str) -> None:
+        """Keep a tensor with the run: it goes to the store as safetensors, not into the result."""
+        if len(axes) != tensor.ndim:
+            raise ValueError(f"array {name!r} has {tensor.ndim} axes, {len(axes)} were named")
+        self.arrays[name] = KeptArray(tensor, axes, unit)
+
+
+class TechniqueModule(Protocol):
+    """The face of a technique file."""
+
+    __name__: str
+    __doc__: str | None
+    TITLE: str
+    QUESTIONS: tuple[str, ...]
+    Arguments: type[Arguments]
+
+    @staticmethod
+    def run(context: Context, arguments: Arguments) -> Result: ...
+    @staticmethod
+    def plot(result: Result) -> Figure: ...

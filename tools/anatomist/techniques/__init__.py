@@ -1,0 +1,1 @@
+"""One file a technique: docstring, Arguments, Result, maths, run, plot."""
