@@ -1,0 +1,104 @@
+"""How many threads a model computes with: a setting, with a measured default.
+
+More threads are not always faster: on a busy or oversubscribed machine two threads on two cores can be several times
+slower than one, because every product waits for the slowest thread. So, unless told (`ANATOMIST_THREADS`, or the
+argument), a product of the size that a small model makes is timed with 1, 2, 4, ... threads, for some tens of
+milliseconds in all, and the fastest is taken. The choice is made once for a process.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import BadArguments
+
+SETTING = "ANATOMIST_THREADS"
+GAIN = 0.9  # more threads must take less than this share of the time of fewer, else they are not worth their harm
+_chosen: int | None = None
+
+
+def use_threads(threads: int | None = None) -> int:
+    """Set torch's compute threads and return their number.
+
+    threads: None takes the setting `ANATOMIST_THREADS`, or what was measured fastest at the first call.
+
+    Raises:
+        BadArguments: the argument or the setting is not a whole number of at least 1.
+    """
+    global _chosen
+    if threads is not None:
+        return _set(_checked(threads, "threads"))
+    if _chosen is None:
+        setting = os.environ.get(SETTING)
+        _chosen = _checked(setting, SETTING) if setting else measured(available())
+    return _set(_chosen)
+
+
+def available() -> int:
+    """The most threads worth trying: torch's own limit (which knows OMP_NUM_THREADS) and the cores we may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), cores))
+
+
+def measured(most: int, *, rounds: int = 5) -> int:
+    """The number of threads up to `most` whose product takes the least time (median of interleaved rounds)."""
+    tried = candidates(most)
+    if len(tried) == 1:
+        return 1
+    before = torch.get_num_threads()
+    left, right = torch.ones(64, 576), torch.ones(576, 1536)
+    seconds: dict[int, list[float]] = {n: [] for n in tried}
+    try:
+        for turn in range(rounds + 1):
+            for n in tried:
+                taken = _time(left, right, n)
+                if turn:  # the first round only wakes the threads
+                    seconds[n].append(taken)
+    finally:
+        torch.set_num_threads(before)
+    return fastest({n: statistics.median(times) for n, times in seconds.items()})
+
+
+def candidates(most: int) -> Sequence[int]:
+    """1, 2, 4, ... and `most` itself."""
+    powers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    return [*powers, most]
+
+
+def fastest(seconds: dict[int, float]) -> int:
+    """The fewest threads that no larger number beats clearly."""
+    best, *more = sorted(seconds)
+    for n in more:
+        if seconds[n] < GAIN * seconds[best]:
+            best = n
+    return best
+
+
+def _time(left: torch.Tensor, right: torch.Tensor, threads: int, repeats: int = 8) -> float:
+    """Seconds of a few products with so many threads."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        left @ right
+    return time.perf_counter() - start
+
+
+def _set(threads: int) -> int:
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _checked(value: int | str, what: str) -> int:
+    try:
+        threads = int(value)
+    except ValueError:
+        threads = 0
+    if threads < 1:
+        raise BadArguments(f"{what}={value!r} is not a number of threads; give a whole number of at least 1.")
+    return threads
