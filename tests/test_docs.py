@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import linecache
-import pkgutil
 import re
 import shlex
 from pathlib import Path
 
-import anatomist.operations
-import anatomist.techniques
 import pytest
-from anatomist.catalog import parse_arguments, technique
+from anatomist.catalog import CATALOG, parse_arguments
 
 from tests.docs_blocks import DOCUMENTS, ROOT, Block, blocks, broken_links, unknown_tools
 
-TECHNIQUES = {m.name for m in pkgutil.iter_modules(anatomist.techniques.__path__)}
-OPERATIONS = {m.name for m in pkgutil.iter_modules(anatomist.operations.__path__)}
+TECHNIQUES = set(CATALOG.names("technique"))
 SERVER_TOOLS = {"run_technique", "get_job", "cancel_job"}
-TOOLS = TECHNIQUES | OPERATIONS | SERVER_TOOLS
+TOOLS = set(CATALOG.names()) | SERVER_TOOLS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -65,7 +61,7 @@ def test_json_arguments_fit_the_schema(block: Block) -> None:
     data = json.loads(block.text)
     if block.document.parent.name == "techniques":
         name = data.get("name", block.document.stem)
-        parse_arguments(technique(name), data.get("arguments", data))
+        parse_arguments(CATALOG.find(name), data.get("arguments", data))
 
 
 @pytest.mark.parametrize("block", blocks("bash"), ids=str)
@@ -73,7 +69,7 @@ def test_shell_lines_are_commands_that_exist(block: Block) -> None:
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0] == "anatomist" and words[1:2] == ["run"]:
-            parse_arguments(technique(words[2]), json.loads(words[3]))
+            parse_arguments(CATALOG.find(words[2]), json.loads(words[3]))
         elif words and words[0] == "make":
             assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif words and words[0] == "anatomist":

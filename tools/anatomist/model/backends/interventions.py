@@ -1,4 +1,4 @@
-"""The torch maths that every backend shares: what an edit does to a tensor, what a read keeps, and the checks around both.
+"""The torch maths every backend shares: what an edit does to a tensor, what a read keeps, and the checks around both.
 
 Tensors come in the layout of `sites.py`; a backend converts its own layout before and after. Nothing is changed in
 place, so that a graph stays differentiable and a read keeps the value it had.
@@ -31,17 +31,17 @@ def index_axis(site: Site) -> int:
     return 1 if site.kind in QUERY_BY_KEY else 2
 
 
-def take(site: Site, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def take(site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """The part of a whole site's tensor that the site names."""
     return x if site.index is None else x.select(index_axis(site), site.index)
 
 
-def put(site: Site, x: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def put(site: Site, x: Float[Tensor, "*any"], part: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """The whole site's tensor with the part that the site names replaced."""
     return part if site.index is None else x.select_scatter(part, index_axis(site), site.index)
 
 
-def apply_edit(x: Float[Tensor, "..."], edit: Edit, tokens: Tokens) -> tuple[Float[Tensor, "..."], int]:
+def apply_edit(x: Float[Tensor, "*any"], edit: Edit, tokens: Tokens) -> tuple[Float[Tensor, "*any"], int]:
     """The tensor after the edit (the table in `edits.py`), and how many (row, position) places were written.
 
     `x` is the whole site in its layout [B, T, ...] ([B, H, T, T] for scores and pattern); `edit` has passed
@@ -102,7 +102,7 @@ def _changed(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "R P
     return value.expand_as(x)  # set, mean, resample
 
 
-def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "..."]:
+def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*any"]:
     """The edit's value on the device and in the dtype of the tensor, if it fits."""
     assert edit.value is not None, "check_edit has seen to it"
     value = edit.value.to(device=x.device, dtype=x.dtype)
@@ -176,7 +176,7 @@ class Visits:
             return None
         return max((-1 if site.layer is None else site.layer for site in self.sites), default=-1)
 
-    def at(self, site: Site, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def at(self, site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Make the edits of a whole place, in the order given, then keep its reads; what flows on is returned."""
         if site not in self.sites:
             return x
@@ -189,7 +189,7 @@ class Visits:
                 x = self._keep(wanted, x)
         return x
 
-    def _keep(self, site: Site, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def _keep(self, site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         if self.gradients and not x.requires_grad:
             x = x.detach().requires_grad_()  # weights are frozen: the graph starts at the first read or edit value
         part = take(site, x)

@@ -1,0 +1,336 @@
+"""The in-process entry: everything that can be called by name, and what it is called on.
+
+`Desk` needs no torch: the stored runs, the prompt sets, the folders that may be read, and what the process that holds
+the models last said of itself. `Host` is a desk that holds models: it runs techniques too. A server keeps a `Desk` for
+operations with `where == "server"` and talks to a worker process that keeps a `Host` for all else:
+
+    answer = host.call("logit_lens", {"model": "smollm2-135m", "prompts": "ioi-7f3a"}, progress)
+    answer.result       the technique's own frozen Result (its About says what it depends on)
+    answer.run_id       'r-0012', or None for operations
+    answer.png_path     the picture of the run, or None
+    host.state()        WorkerState: send it to the server after each call, which gives it to `desk.note(state)`
+
+To send an answer to another process: `answer.result.model_dump_json()`, and on the other side
+`catalog.find(answer.name).result.model_validate_json(text)`. To start again after a crash: `host.restore(state.models)`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from .catalog import CATALOG, Catalog, Entry, parse_arguments
+from .devices import Compute, free_bytes, memory_available, probe
+from .errors import AnatomistError, Unavailable, UnknownName, Unsupported, WouldNotFit
+from .estimate.calibration import Rate, measured_rate
+from .estimate.cost import Cost, cost_of_technique, in_bytes
+from .estimate.sizes import Sizes, bytes_to_load
+from .model.protocol import Backend, Model, ModelInfo
+from .result import Frozen
+from .roots import Roots
+from .runner import ResolvedPrompts, prompts_of, run_technique
+from .shelf import Shelf
+from .store import Store
+from .technique import Arguments, Progress
+
+WORKSPACE_VARIABLE = "ANATOMIST_WORKSPACE"
+BUDGET_VARIABLE = "ANATOMIST_BUDGET_BYTES"
+DEFAULT_BUDGET = 2 * 1024**3  # bytes a technique may plan with, beyond the weights
+
+
+def quiet(done: float, total: float, what: str) -> None:
+    """Progress that nobody looks at."""
+
+
+class LoadRequest(Frozen):
+    """What was asked of load_model; the same request gives the same model again."""
+
+    name: str = Field(description="Offline name, folder or hub id.")
+    backend: Backend | None = None
+    dtype: str | None = None
+    device: str | None = None
+    check_parity: bool = True
+
+
+class LoadedModel(Frozen):
+    """One model held by the worker."""
+
+    handle: str = Field(description="Pass it as `model`.")
+    request: LoadRequest
+    info: ModelInfo
+    rate: Rate = Field(description="Arithmetic and memory speed measured with this model's own weights.")
+
+
+class WorkerState(Frozen):
+    """What the process that holds the models says of itself."""
+
+    models: tuple[LoadedModel, ...] = ()
+    compute: Compute
+    pid: int
+    resident_bytes: int = Field(description="Memory the process holds.")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave."""
+
+    name: str  # of the technique or operation
+    result: Frozen  # its own Result or Outcome
+    run_id: str | None = None
+    png_path: Path | None = None
+
+
+class Desk:
+    """Everything that can be answered without a model."""
+
+    def __init__(
+        self,
+        workspace: Path | str | None = None,
+        *,
+        allow: Iterable[str | Path] = (),
+        catalog: Catalog = CATALOG,
+        budget_bytes: int | None = None,
+    ) -> None:
+        self.workspace = Path(workspace or os.environ.get(WORKSPACE_VARIABLE) or ".anatomist").expanduser().resolve()
+        self.roots = Roots.of(self.workspace, allow)
+        self.store = Store(self.workspace)
+        self.shelf = Shelf(self.workspace)
+        self.catalog = catalog
+        self.budget_bytes = budget_bytes or int(os.environ.get(BUDGET_VARIABLE) or DEFAULT_BUDGET)
+        self._noted: WorkerState | None = None
+
+    def note(self, state: WorkerState | None) -> None:
+        """Keep what the worker last said; None when it has ended."""
+        self._noted = state
+
+    def state(self) -> WorkerState | None:
+        """What the process that holds the models last said; None when there is none."""
+        return self._noted
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        """Models that are held now."""
+        state = self.state()
+        return state.models if state else ()
+
+    def call(self, name: str, arguments: Mapping[str, object], progress: Progress = quiet) -> Answer:
+        """Answer an operation that needs no model.
+
+        Raises:
+            UnknownName, BadArguments: from the catalog.
+            Unsupported: it needs a process that holds models.
+        """
+        entry = self.catalog.find(name)
+        if entry.where == "worker":
+            raise Unsupported(f"{name!r} needs a model: call it on a Host (the worker), not on a Desk.")
+        return self._operate(entry, parse_arguments(entry, arguments), progress)
+
+    def _operate(self, entry: Entry, arguments: Frozen, progress: Progress) -> Answer:
+        outcome = entry.module.run(self, arguments, progress)
+        picture = getattr(outcome, "picture", None)
+        return Answer(entry.name, outcome, png_path=Path(picture) if picture else None)
+
+
+class Host(Desk):
+    """A desk that holds models and runs techniques. One thread of work at a time."""
+
+    def __init__(
+        self,
+        workspace: Path | str | None = None,
+        *,
+        allow: Iterable[str | Path] = (),
+        catalog: Catalog = CATALOG,
+        budget_bytes: int | None = None,
+    ) -> None:
+        super().__init__(workspace, allow=allow, catalog=catalog, budget_bytes=budget_bytes)
+        self._models: dict[str, tuple[LoadedModel, Model]] = {}
+
+    def state(self) -> WorkerState:
+        return WorkerState(
+            models=tuple(loaded for loaded, _ in self._models.values()),
+            compute=probe(),
+            pid=os.getpid(),
+            resident_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        return tuple(loaded for loaded, _ in self._models.values())
+
+    def call(self, name: str, arguments: Mapping[str, object], progress: Progress = quiet) -> Answer:
+        """Answer an operation, or run a technique and keep the run.
+
+        Raises:
+            AnatomistError: every deliberate error, also for memory that ran out on the way.
+        """
+        entry = self.catalog.find(name)
+        parsed = parse_arguments(entry, arguments)
+        try:
+            if entry.kind == "operation":
+                return self._operate(entry, parsed, progress)
+            assert isinstance(parsed, Arguments)
+            return self._run(entry, parsed, progress)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, AnatomistError) or not _ran_out(error):
+                raise
+            raise self._no_memory(name, error) from error
+
+    def load(self, request: LoadRequest) -> LoadedModel:
+        """Load a model, or return the one that the same request loaded before.
+
+        Raises:
+            WouldNotFit: the weights are larger than the free memory.
+            OutsideRoots: a folder that may not be read.
+            UnknownName, Unavailable, CorruptFile, ParityError: from the loader.
+        """
+        for loaded, _ in self._models.values():
+            if loaded.request == request:
+                return loaded
+        self._check_room_to_load(request)
+        model = self._load(request)
+        loaded = self._loaded_as(self._free_handle(model.info.name), request, model)
+        self._models[loaded.handle] = (loaded, model)
+        return loaded
+
+    def model(self, handle: str) -> Model:
+        """A loaded model by handle, or one that load_model accepts by that name, loaded now.
+
+        Raises:
+            UnknownName: neither; the handles and names that exist are listed.
+        """
+        if handle not in self._models:
+            handle = self.load(LoadRequest(name=handle)).handle
+        return self._models[handle][1]
+
+    def unload(self, handle: str) -> LoadedModel:
+        """Free a model.
+
+        Raises:
+            UnknownName: no model of that handle is loaded.
+        """
+        if handle not in self._models:
+            raise UnknownName.of("loaded model", handle, self._models, "Call list_models.")
+        loaded, model = self._models.pop(handle)
+        model.close()
+        del model
+        gc.collect()  # parameter cycles would keep the weights otherwise
+        return loaded
+
+    def restore(self, models: Iterable[LoadedModel]) -> None:
+        """Load what another worker held, under the same handles."""
+        for old in models:
+            if old.handle not in self._models:
+                model = self._load(old.request)
+                self._models[old.handle] = (self._loaded_as(old.handle, old.request, model), model)
+
+    def resolve(self, prompts: object, split: str) -> ResolvedPrompts:
+        """Prompts from a handle, a JSONL file in the allowed folders, or a list."""
+        return prompts_of(prompts, split, shelf=self.shelf, roots=self.roots)
+
+    def cost(self, entry: Entry, arguments: Arguments, rows: int, width: int) -> Cost:
+        """What a technique would take on a loaded model."""
+        loaded = self._loaded(arguments.model)
+        return cost_of_technique(entry.module, arguments, Sizes.of_info(loaded.info), rows, width, loaded.rate)
+
+    def _run(self, entry: Entry, arguments: Arguments, progress: Progress) -> Answer:
+        progress(0, 1, f"{entry.name}: preparing {arguments.model}")
+        model = self.model(arguments.model)
+        loaded = self._loaded(arguments.model)
+        prompts = self.resolve(p, getattr(arguments, "split", "discovery")) if (p := _prompts(arguments)) else None
+        tokens = model.tokenize([x.clean for x in prompts.chosen.prompts], bos=_bos(arguments)) if prompts else None
+        cost = self.cost(entry, arguments, tokens.n_rows if tokens else 1, tokens.width if tokens else 1)
+        self._check_room_to_run(entry, cost, loaded.info.device)
+        kept = run_technique(
+            entry, arguments, model=model, handle=loaded.handle, prompts=prompts, store=self.store,
+            progress=progress, budget_bytes=self._budget(loaded.info.device), estimated=cost,
+        )  # fmt: skip
+        return Answer(entry.name, kept.result, kept.run_id, kept.png_path)
+
+    def _loaded(self, name: str) -> LoadedModel:
+        """The loaded model that a handle, or the name it was loaded by, stands for."""
+        if name in self._models:
+            return self._models[name][0]
+        return next(loaded for loaded, _ in self._models.values() if loaded.request == LoadRequest(name=name))
+
+    def _load(self, request: LoadRequest) -> Model:
+        from .model.loading import load_model  # torch and the frameworks, only in the process that holds models
+
+        name = str(self.roots.check(request.name)) if _is_path(request.name) else request.name
+        try:
+            return load_model(
+                name,
+                backend=request.backend,
+                dtype=request.dtype,
+                device=request.device,
+                check_parity=request.check_parity,
+            )
+        except UnknownName as error:
+            held = ", ".join(self._models) or "none"
+            raise UnknownName(f"{error} Loaded handles: {held}.") from None
+
+    def _loaded_as(self, handle: str, request: LoadRequest, model: Model) -> LoadedModel:
+        info = model.info.model_copy(update={"name": handle})
+        return LoadedModel(handle=handle, request=request, info=info, rate=measured_rate(model))
+
+    def _free_handle(self, name: str) -> str:
+        number, handle = 1, name
+        while handle in self._models:
+            number += 1
+            handle = f"{name}-{number}"
+        return handle
+
+    def _check_room_to_load(self, request: LoadRequest) -> None:
+        need = bytes_to_load(request.name, request.dtype)
+        free = memory_available() if request.device in (None, "cpu") else free_bytes(request.device)
+        if need is not None and need > free:
+            raise WouldNotFit(
+                f"loading {request.name!r} needs about {in_bytes(need)}; {in_bytes(free)} are free. "
+                f"Unload a model ({', '.join(self._models) or 'none is loaded'}), or ask for dtype='bfloat16'."
+            )
+
+    def _check_room_to_run(self, entry: Entry, cost: Cost, device: str) -> None:
+        free = free_bytes(device)
+        if cost.peak_bytes > free:
+            raise WouldNotFit(
+                f"{entry.name} needs about {in_bytes(cost.peak_bytes)} ({cost.largest()}); {in_bytes(free)} are free "
+                f"on {device}. Use fewer or shorter prompts or fewer places, or unload a model; estimate_compute "
+                "shows each part."
+            )
+
+    def _budget(self, device: str) -> int:
+        """The setting, or half of what is free where that is less."""
+        return min(self.budget_bytes, free_bytes(device) // 2)
+
+    def _no_memory(self, name: str, error: BaseException) -> WouldNotFit:
+        gc.collect()
+        return WouldNotFit(
+            f"{name} ran out of memory ({in_bytes(memory_available())} free now): {str(error).splitlines()[0][:200]}. "
+            "Use fewer or shorter prompts, or unload a model; estimate_compute shows what it takes."
+        )
+
+
+def _prompts(arguments: Arguments) -> object:
+    return getattr(arguments, "prompts", None)
+
+
+def _bos(arguments: Arguments) -> bool | None:
+    return getattr(arguments, "bos", None)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model is named by a place on disk; hub ids ('owner/name') are not, unless a folder is called so."""
+    return name.startswith(("/", "./", "../", "~")) or Path(name).expanduser().exists()
+
+
+def _ran_out(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+__all__ = [
+    "Answer", "Desk", "Host", "LoadRequest", "LoadedModel", "Unavailable", "WorkerState", "quiet",
+]  # fmt: skip
