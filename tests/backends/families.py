@@ -6,6 +6,7 @@ Norm weights and biases are drawn too, so that a wrong orientation, a forgotten 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
@@ -40,25 +41,23 @@ def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
                 parameter.copy_(0.3 * noise)
             else:  # norm weights; Gemma's are offsets from one, and are moved away from zero as well
                 parameter.copy_(1.0 + 0.4 * noise)
+    model.set_attn_implementation("eager")
     return model.eval().requires_grad_(False)
 
 
 def gpt2() -> PreTrainedModel:
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4, attn_implementation="eager"
-    )
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4)
     return randomised(GPT2LMHeadModel(config))
 
 
 def llama() -> PreTrainedModel:
-    config = LlamaConfig(**_sizes(), num_key_value_heads=2, attn_implementation="eager")
+    config = LlamaConfig(**_sizes(), num_key_value_heads=2)
     return randomised(LlamaForCausalLM(config))
 
 
 def gpt_neox() -> PreTrainedModel:
     config = GPTNeoXConfig(
         **_sizes(), rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-        attn_implementation="eager",
     )  # fmt: skip
     return randomised(GPTNeoXForCausalLM(config))
 
@@ -67,22 +66,22 @@ def gemma3() -> PreTrainedModel:
     """Sliding windows of four tokens in two layers of three, head width apart from d_model / heads."""
     config = Gemma3TextConfig(
         **_sizes(), num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=4,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"], attn_implementation="eager",
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     return randomised(Gemma3ForCausalLM(config))
 
 
 def qwen2() -> PreTrainedModel:
-    config = Qwen2Config(**_sizes(), num_key_value_heads=2, attn_implementation="eager")
+    config = Qwen2Config(**_sizes(), num_key_value_heads=2)
     return randomised(Qwen2ForCausalLM(config))
 
 
 def qwen3() -> PreTrainedModel:
-    config = Qwen3Config(**_sizes(), num_key_value_heads=2, head_dim=12, attn_implementation="eager")
+    config = Qwen3Config(**_sizes(), num_key_value_heads=2, head_dim=12)
     return randomised(Qwen3ForCausalLM(config))
 
 
-def _sizes() -> dict[str, int]:
+def _sizes() -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "max_position_embeddings": CONTEXT,

@@ -77,7 +77,7 @@ class Catalog:
             for package in packages:
                 for name in _files(package):
                     if name in found:
-                        raise Unsupported(f"{name!r} is defined twice: {found[name][1]} and {package}.{name}; rename one.")
+                        raise Unsupported(f"{name!r} is there twice: {found[name][1]} and {package}.{name}; rename one.")
                     found[name] = (kind, f"{package}.{name}")
         return found
 
@@ -117,7 +117,8 @@ def parse_arguments(entry: Entry, arguments: Mapping[str, object]) -> Frozen:
         told = list(dict.fromkeys(_explain(e, entry) for e in _one_per_argument(error.errors(include_url=False))))
         takes = ", ".join(fields) or "no arguments"
         raise BadArguments(
-            f"{entry.name}: {'; '.join(told)}. It takes: {takes}. Next: describe_technique(name={entry.name!r}) shows each."
+            f"{entry.name}: {'; '.join(told)}. It takes: {takes}. "
+            f"Next: describe_technique(name={entry.name!r}) shows each."
         ) from None
 
 
@@ -131,7 +132,7 @@ def _entry(name: str, kind: Kind, module: ModuleType) -> Entry:
     if not (module.__doc__ or "").strip():
         lacks.insert(0, "a docstring")
     if lacks:
-        raise Unsupported(f"{module.__name__} is no {kind}: it lacks {', '.join(lacks)}. See {_FACE[kind]} for the face.")
+        raise Unsupported(f"{module.__name__} is no {kind}: it lacks {', '.join(lacks)}. See {_FACE[kind]}.")
     if not (isinstance(module.Arguments, type) and issubclass(module.Arguments, Frozen)):
         raise Unsupported(f"{module.__name__}.Arguments must be a subclass of Frozen; it is {module.Arguments!r}.")
     return Entry(

@@ -11,7 +11,8 @@ operations with `where == "server"` and talks to a worker process that keeps a `
     host.state()        WorkerState: send it to the server after each call, which gives it to `desk.note(state)`
 
 To send an answer to another process: `answer.result.model_dump_json()`, and on the other side
-`catalog.find(answer.name).result.model_validate_json(text)`. To start again after a crash: `host.restore(state.models)`.
+`catalog.find(answer.name).result.model_validate_json(text)`. To start again after a crash:
+`host.restore(state.models)`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from pydantic import Field
 
 from .catalog import CATALOG, Catalog, Entry, parse_arguments
 from .devices import Compute, free_bytes, memory_available, probe
-from .errors import AnatomistError, Unavailable, UnknownName, Unsupported, WouldNotFit
+from .errors import AnatomistError, UnknownName, Unsupported, WouldNotFit
 from .estimate.calibration import Rate, measured_rate
-from .estimate.cost import Cost, cost_of_technique, in_bytes
+from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
+from .estimate.techniques import cost_of_technique
 from .model.protocol import Backend, Model, ModelInfo
 from .result import Frozen
 from .roots import Roots
@@ -129,6 +131,14 @@ class Desk:
         if entry.where == "worker":
             raise Unsupported(f"{name!r} needs a model: call it on a Host (the worker), not on a Desk.")
         return self._operate(entry, parse_arguments(entry, arguments), progress)
+
+    def place(self, name: str) -> str:
+        """A model's name as it is; where it names a place on disk, its real path.
+
+        Raises:
+            OutsideRoots: a place that may not be read.
+        """
+        return str(self.roots.check(name)) if _is_path(name) else name
 
     def _operate(self, entry: Entry, arguments: Frozen, progress: Progress) -> Answer:
         outcome = entry.module.run(self, arguments, progress)
@@ -259,10 +269,9 @@ class Host(Desk):
     def _load(self, request: LoadRequest) -> Model:
         from .model.loading import load_model  # torch and the frameworks, only in the process that holds models
 
-        name = str(self.roots.check(request.name)) if _is_path(request.name) else request.name
         try:
             return load_model(
-                name,
+                self.place(request.name),
                 backend=request.backend,
                 dtype=request.dtype,
                 device=request.device,
@@ -284,7 +293,7 @@ class Host(Desk):
         return handle
 
     def _check_room_to_load(self, request: LoadRequest) -> None:
-        need = bytes_to_load(request.name, request.dtype)
+        need = bytes_to_load(self.place(request.name), request.dtype)
         free = memory_available() if request.device in (None, "cpu") else free_bytes(request.device)
         if need is not None and need > free:
             raise WouldNotFit(
@@ -329,8 +338,3 @@ def _is_path(name: str) -> bool:
 def _ran_out(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-__all__ = [
-    "Answer", "Desk", "Host", "LoadRequest", "LoadedModel", "Unavailable", "WorkerState", "quiet",
-]  # fmt: skip

@@ -6,18 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import platformdirs
-
 from .errors import OutsideRoots, Unavailable
+from .model.offline import home
 
-HOME_VARIABLE = "ANATOMIST_HOME"
 ALLOW_VARIABLE = "ANATOMIST_ALLOW"
-
-
-def cache_home() -> Path:
-    """The folder of converted offline models: ANATOMIST_HOME, or the user's cache folder."""
-    given = os.environ.get(HOME_VARIABLE)
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("anatomist"))
 
 
 class Roots:
@@ -30,7 +22,7 @@ class Roots:
     def of(cls, workspace: Path, allow: Iterable[str | Path] = ()) -> Roots:
         """The workspace, the model cache, `allow`, and the folders in ANATOMIST_ALLOW."""
         named = os.environ.get(ALLOW_VARIABLE, "").split(os.pathsep)
-        return cls([workspace, cache_home(), *(Path(a) for a in allow), *(Path(n) for n in named if n)])
+        return cls([workspace, home(), *(Path(a) for a in allow), *(Path(n) for n in named if n)])
 
     def check(self, path: str | Path) -> Path:
         """The real path (symbolic links followed) of something that exists inside the folders.

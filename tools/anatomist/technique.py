@@ -8,7 +8,7 @@ shell runs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -79,6 +79,21 @@ class KeptArray:
     unit: str
 
 
+class ArrayStream(Protocol):
+    """An array of a run that is written in pieces along its first axis."""
+
+    def append(self, piece: Tensor) -> None: ...
+    def close(self) -> None: ...
+
+
+class OpenStream(Protocol):
+    """Opens a stream: `shape` is that of the whole array, `dtype` its name ('float32')."""
+
+    def __call__(
+        self, name: str, *, shape: Sequence[int], dtype: str, axes: Sequence[str], unit: str
+    ) -> ArrayStream: ...
+
+
 @dataclass
 class Context:
     """What the runner hands to a technique."""
@@ -88,6 +103,7 @@ class Context:
     progress: Progress = lambda done, total, what: None
     budget_bytes: int = 2 * 1024**3  # memory a technique may plan with, beyond the weights
     arrays: dict[str, KeptArray] = field(default_factory=dict)
+    stream: OpenStream | None = None  # for an array too big to keep in memory; None where nothing is stored
 
     def keep(self, name: str, tensor: Tensor, *, axes: tuple[str, ...], unit: str) -> None:
         """Keep a tensor with the run: it goes to the store as safetensors, not into the result."""

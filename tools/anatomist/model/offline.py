@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -97,7 +98,7 @@ OFFLINE: dict[str, OfflineModel] = {
 def home() -> Path:
     """The cache folder: `ANATOMIST_HOME`, or the user's cache directory."""
     setting = os.environ.get("ANATOMIST_HOME")
-    return Path(setting).expanduser().absolute() if setting else Path(user_cache_dir("anatomist", appauthor=False))
+    return Path(setting or user_cache_dir("anatomist", appauthor=False)).expanduser().absolute()
 
 
 def offline_folder(name: str, progress: Progress | None = None) -> Path:
@@ -237,32 +238,47 @@ def _convert(gguf: Path, gguf_sha256: str, target: Path, say: Progress) -> None:
         CorruptFile: not a GGUF file that transformers can read.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .quiet import quiet
 
     say(0.6, 1.0, f"converting {gguf.name} (once)")
-    place = {"gguf_file": gguf.name, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **place)
-    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise CorruptFile(
-            f"{gguf} could not be read as a GGUF model: {error}. Check the file, or give a safetensors folder."
-        ) from error
-    config = model.config
-    config._name_or_path = ""
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    # A GGUF-loaded model refuses to be saved: its tensors go, uncopied, into an empty model of the same configuration.
-    with torch.device("meta"):
-        plain = type(model)(config)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    plain.tie_weights()
-    say(0.9, 1.0, "writing the converted model")
-    plain.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with quiet():
+        model, tokenizer = _read_gguf(gguf)
+        config: Any = model.config
+        config._name_or_path = ""
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # A model read from GGUF refuses to be saved: its tensors go, uncopied, into an empty one of the same shape.
+        with torch.device("meta"):
+            plain = type(model)(config)
+        plain.load_state_dict(model.state_dict(), assign=True)
+        plain.tie_weights()
+        say(0.8, 1.0, "writing the converted model")
+        plain.save_pretrained(target, max_shard_size="1TB")
+        tokenizer.save_pretrained(target)
     origin = {"gguf_sha256": gguf_sha256, "weights_sha256": file_sha256(target / "model.safetensors")}
     (target / ORIGIN).write_text(json.dumps(origin, indent=1))
     say(1.0, 1.0, "model ready")
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The dequantised model and its tokenizer, as transformers reads them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **place)
+    except MemoryError:
+        raise
+    except Exception as error:  # the reader raises whatever its parsing runs into
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise CorruptFile(
+            f"{gguf.name} could not be read as a GGUF model: {reason}. Get the file again, or give a folder with "
+            "safetensors."
+        ) from error
+    return model, tokenizer
 
 
 def _silent(done: float, total: float, what: str) -> None:

@@ -18,7 +18,7 @@ class Prompt(Frozen):
 
     clean: Text = Field(description="Prompt text, or token ids.")
     corrupted: Text | None = Field(default=None, description="Counterfactual of equal token length.")
-    answer: Answers | None = Field(default=None, description="Right next token, exact, with its leading space; or a set.")
+    answer: Answers | None = Field(default=None, description="Right next token, exact with leading space, or a set.")
     wrong: Answers | None = Field(default=None, description="Contrast token or set.")
     roles: Mapping[str, int] = Field(default_factory=dict, description="Role to token position, BOS not counted.")
     template: str = Field(default="inline", description="Template it came from.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import Unsupported
 from .blocks import Affine, Anatomy, Block, Heads, LeafNorm, Sizes
@@ -189,7 +189,8 @@ def _assemble(
 ) -> Anatomy:
     blocks = tuple(read(model, layer) for layer in head.layers)
     first = blocks[0]
-    vocabulary, width = head.embedding.weight.shape  # type: ignore[union-attr, misc]
+    table: Tensor = head.embedding.weight  # type: ignore[assignment]
+    vocabulary, width = table.shape
     return Anatomy(
         family=family,
         model=model,

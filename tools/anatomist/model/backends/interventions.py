@@ -7,12 +7,13 @@ place, so that a graph stays differentiable and a read keeps the value it had.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...errors import BadArguments, BadSite, EditDidNotFire, NotFinite
+from ...errors import BadArguments, BadPosition, BadSite, EditDidNotFire, NotFinite
 from ..edits import Edit, check_edit
 from ..sites import WHOLE_MODEL, Shape, Site, check_site
 from ..tokens import Tokens
@@ -31,17 +32,17 @@ def index_axis(site: Site) -> int:
     return 1 if site.kind in QUERY_BY_KEY else 2
 
 
-def take(site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def take(site: Site, x: Float[Tensor, "*whole"]) -> Float[Tensor, "*part"]:
     """The part of a whole site's tensor that the site names."""
     return x if site.index is None else x.select(index_axis(site), site.index)
 
 
-def put(site: Site, x: Float[Tensor, "*any"], part: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def put(site: Site, x: Float[Tensor, "*whole"], part: Float[Tensor, "*part"]) -> Float[Tensor, "*whole"]:
     """The whole site's tensor with the part that the site names replaced."""
     return part if site.index is None else x.select_scatter(part, index_axis(site), site.index)
 
 
-def apply_edit(x: Float[Tensor, "*any"], edit: Edit, tokens: Tokens) -> tuple[Float[Tensor, "*any"], int]:
+def apply_edit(x: Float[Tensor, "*whole"], edit: Edit, tokens: Tokens) -> tuple[Float[Tensor, "*whole"], int]:
     """The tensor after the edit (the table in `edits.py`), and how many (row, position) places were written.
 
     `x` is the whole site in its layout [B, T, ...] ([B, H, T, T] for scores and pattern); `edit` has passed
@@ -102,7 +103,7 @@ def _changed(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "R P
     return value.expand_as(x)  # set, mean, resample
 
 
-def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*any"]:
+def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*value"]:
     """The edit's value on the device and in the dtype of the tensor, if it fits."""
     assert edit.value is not None, "check_edit has seen to it"
     value = edit.value.to(device=x.device, dtype=x.dtype)
@@ -135,12 +136,55 @@ def _without_direction(
     return (flat - (flat @ unit).unsqueeze(-1) * unit).reshape(x.shape)
 
 
+def restrict(edit: Edit, rows: Sequence[int]) -> Edit | None:
+    """The edit for a pass over some of the rows only, renumbered from 0; None if it touches none of them."""
+    kept = [(i, row) for i, row in enumerate(rows if edit.rows is None else edit.rows) if row in rows]
+    if not kept:
+        return None
+    # Without `rows` an edit's axes count all rows; with them, the rows it names.
+    entries = [row if edit.rows is None else i for i, row in kept]
+    positions, value = edit.positions, edit.value
+    if positions and isinstance(positions[0], tuple):
+        positions = tuple(positions[i] for i in entries)  # type: ignore[misc]
+    if value is not None and value.dim() == 2 + _feature_rank(edit.site) and value.shape[0] > 1:
+        value = value[entries]
+    numbers = None if edit.rows is None else tuple(list(rows).index(row) for _, row in kept)
+    return replace(edit, rows=numbers, positions=positions, value=value)
+
+
+def _feature_rank(site: Site) -> int:
+    """How many axes a site has besides rows and positions."""
+    whole = 2 if site.kind in QUERY_BY_KEY or site.kind in {"head", "q", "k", "v"} else 1
+    return whole if site.index is None else whole - 1
+
+
+def logits_positions(tokens: Tokens, logits_at: Sequence[int]) -> tuple[int, ...]:
+    """One position a row, checked.
+
+    Raises:
+        BadPosition: a position outside its row, or not one position for every row.
+    """
+    if len(logits_at) != tokens.n_rows:
+        raise BadPosition(f"logits_at gives {len(logits_at)} positions for {tokens.n_rows} prompts; give one for each.")
+    for row, position in enumerate(logits_at):
+        if not 0 <= position < tokens.lengths[row]:
+            raise BadPosition(tokens.outside(row, position))
+    return tuple(logits_at)
+
+
+def at_positions(x: Float[Tensor, "B T D"], positions: Sequence[int]) -> Float[Tensor, "B D"]:
+    """One position of every row."""
+    return x[torch.arange(len(positions), device=x.device), torch.tensor(positions, device=x.device)]
+
+
 def finite_or_raise(what: str, x: Tensor, *, masked: bool = False) -> None:
     """Refuse NaN and infinity; with `masked`, negative infinity stands for a masked entry and is accepted.
 
     Raises:
         NotFinite: says where the first one is.
     """
+    if x.sum().isfinite():  # one cheap pass: a finite sum has no other terms
+        return
     bad = x.isnan() | x.isposinf() if masked else ~x.isfinite()
     if bad.any():
         first = tuple(int(i) for i in bad.nonzero()[0])
@@ -169,6 +213,12 @@ class Visits:
         self._values: dict[Site, Tensor] = {}
         self._fired = [0] * len(self._edits)
         self.sites = frozenset(site.whole for site in [*self._reads, *(edit.site for edit in self._edits)])
+        self._pending = set(self.sites)
+
+    @property
+    def done(self) -> bool:
+        """Whether every wanted place has been visited: the pass may stop unless its logits are wanted."""
+        return not self._pending
 
     def last_layer(self) -> int | None:
         """The deepest layer wanted; -1 if nothing past the embedding is, None if a place after the last block is."""
@@ -176,10 +226,11 @@ class Visits:
             return None
         return max((-1 if site.layer is None else site.layer for site in self.sites), default=-1)
 
-    def at(self, site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    def at(self, site: Site, x: Float[Tensor, "*whole"]) -> Float[Tensor, "*whole"]:
         """Make the edits of a whole place, in the order given, then keep its reads; what flows on is returned."""
         if site not in self.sites:
             return x
+        self._pending.discard(site)
         for i, edit in enumerate(self._edits):
             if edit.site.whole == site:
                 x, count = apply_edit(x, edit, self.tokens)
@@ -189,7 +240,7 @@ class Visits:
                 x = self._keep(wanted, x)
         return x
 
-    def _keep(self, site: Site, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    def _keep(self, site: Site, x: Float[Tensor, "*whole"]) -> Float[Tensor, "*whole"]:
         if self.gradients and not x.requires_grad:
             x = x.detach().requires_grad_()  # weights are frozen: the graph starts at the first read or edit value
         part = take(site, x)

@@ -1,0 +1,26 @@
+"""The tools that are listed by default, in the order they are listed. All others: list_techniques, run_technique."""
+
+CORE: tuple[str, ...] = (
+    "check_environment",
+    "estimate_compute",
+    "load_model",
+    "list_models",
+    "unload_model",
+    "make_prompts",
+    "check_prompts",
+    "run_with_cache",
+    "logit_lens",
+    "direct_logit_attribution",
+    "attention_patterns",
+    "patch_activations",
+    "ablate",
+    "generate",
+    "list_runs",
+    "get_run",
+    "get_job",
+    "cancel_job",
+    "open_reference",
+    "list_techniques",
+    "describe_technique",
+    "run_technique",
+)

@@ -1,0 +1,1 @@
+"""Investigations: question, hypotheses, runs, findings and checks as a record that a person can read."""

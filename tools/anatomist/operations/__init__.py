@@ -1,0 +1,1 @@
+"""One file an operation: docstring, TITLE, WHERE, READ_ONLY, DESTRUCTIVE, Arguments, Outcome, run."""

@@ -1,0 +1,1 @@
+"""Generated tasks: each file makes prompts of one kind."""

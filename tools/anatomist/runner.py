@@ -1,0 +1,214 @@
+"""Run a technique: resolve its prompts, seed, compute, stamp what the numbers depend on, draw, and keep the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .catalog import Entry
+from .errors import BadPrompts, NotFinite
+from .estimate.cost import Cost
+from .model.protocol import Model, ModelInfo
+from .prompts.prompt_set import Prompt, PromptSet
+from .provenance import git_state, machine, versions
+from .result import About, Result
+from .roots import Roots
+from .shelf import Shelf
+from .store import RunWriter, Store
+from .technique import Arguments, Context, Progress
+
+log = logging.getLogger(__name__)
+CONFIRMATORY = 32  # prompts; fewer are marked exploratory
+_NOT_FINITE = frozenset({"finite_number"})
+
+
+@dataclass(frozen=True)
+class ResolvedPrompts:
+    """The prompts a call names, and where they came from."""
+
+    chosen: PromptSet
+    source: str  # handle, file, or 'inline'
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run that is stored."""
+
+    run_id: str
+    result: Result
+    png_path: Path | None
+
+
+def prompts_of(prompts: object, split: str, *, shelf: Shelf, roots: Roots) -> ResolvedPrompts:
+    """Prompts from a handle, a `.jsonl` file inside the roots, or a list.
+
+    Raises:
+        UnknownName: no prompt set of that handle.
+        OutsideRoots, Unavailable: a file that may not be read or is not there.
+        BadPrompts: no prompts, a line that is no prompt, or a held-out part that such prompts do not have.
+    """
+    if isinstance(prompts, str) and not prompts.endswith(".jsonl"):
+        pair = shelf.get(prompts)
+        return ResolvedPrompts(pair.held_out if split == "held_out" else pair.discovery, prompts)
+    source = prompts if isinstance(prompts, str) else "inline"
+    rows = _read_lines(roots.check(prompts)) if isinstance(prompts, str) else prompts
+    assert isinstance(rows, Sequence)
+    if not rows:
+        raise BadPrompts(f"there are no prompts in {source!r}; give at least one, like {{'clean': 'text'}}.")
+    if split == "held_out":
+        raise BadPrompts(f"prompts from {source!r} have no held-out part; leave `split` out, or call make_prompts.")
+    return ResolvedPrompts(PromptSet(handle=source, task="inline", split="inline", prompts=tuple(rows)), source)
+
+
+def run_technique(
+    entry: Entry,
+    arguments: Arguments,
+    *,
+    model: Model,
+    handle: str,
+    prompts: ResolvedPrompts | None,
+    store: Store,
+    progress: Progress,
+    budget_bytes: int,
+    estimated: Cost | None = None,
+) -> KeptRun:
+    """Run a technique and keep the run; nothing is kept when it raises.
+
+    Raises:
+        NotFinite: a number of the result is NaN or infinite.
+        AnatomistError: from the technique.
+    """
+    _seed(arguments.seed)
+    with store.writing() as writer:
+        context = Context(
+            model=model, prompts=prompts.chosen if prompts else None, progress=progress, budget_bytes=budget_bytes,
+            stream=writer.stream,
+        )  # fmt: skip
+        started, clock = datetime.now(UTC), time.perf_counter()
+        found = _compute(entry, context, arguments)
+        seconds = time.perf_counter() - clock
+        about = _about(entry, arguments, writer.id, handle, model.info, prompts, seconds, estimated)
+        result = found.model_copy(update={"about": about})
+        result = _draw(entry, result, writer)
+        for name, kept in context.arrays.items():
+            writer.array(name, kept.tensor, axes=kept.axes, unit=kept.unit)
+        writer.text("arguments.json", arguments.model_dump_json(indent=1))
+        writer.text("result.json", result.model_dump_json())
+        provenance = _provenance(about, model.info, prompts, started, estimated)
+        writer.text("provenance.json", json.dumps(provenance, indent=1))
+    final = store.get(writer.id)
+    return KeptRun(writer.id, result, final.picture)
+
+
+def _compute(entry: Entry, context: Context, arguments: Arguments) -> Result:
+    try:
+        return entry.module.run(context, arguments)
+    except ValidationError as error:
+        places = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] in _NOT_FINITE]
+        if not places:
+            raise
+        raise NotFinite(
+            f"{entry.name} came to NaN or infinity at {', '.join(places[:5])}"
+            f"{f' and {len(places) - 5} more places' if len(places) > 5 else ''}. Check the model's weights and the "
+            "prompts (check_prompts), or load the model with dtype='float32'."
+        ) from error
+
+
+def _draw(entry: Entry, result: Result, writer: RunWriter) -> Result:
+    """Keep the picture; numbers that cannot be drawn are kept all the same, and say so."""
+    from .drawing import png  # the drawing library takes a while to import
+
+    try:
+        figure = entry.module.plot(result)
+        writer.text("figure.json", figure.model_dump_json())
+        writer.data("picture.png", png(figure))
+    except Exception as error:
+        log.exception("the picture of %s could not be drawn", writer.id)
+        warning = f"The picture could not be drawn ({type(error).__name__}: {error}); the numbers are complete."
+        return result.model_copy(update={"warnings": (*result.warnings, warning)})
+    return result
+
+
+def _about(
+    entry: Entry, arguments: Arguments, run_id: str, handle: str, info: ModelInfo,
+    prompts: ResolvedPrompts | None, seconds: float, estimated: Cost | None,
+) -> About:  # fmt: skip
+    n = len(prompts.chosen.prompts) if prompts else None
+    bos = getattr(arguments, "bos", None)
+    return About(
+        run=run_id,
+        technique=entry.name,
+        model=handle if handle == info.source else f"{handle} ({info.source})",
+        backend=info.backend,
+        dtype=info.dtype,
+        device=info.device,
+        bos=info.adds_bos if bos is None else bos,
+        seed=arguments.seed,
+        n=n,
+        exploratory=n is None or n < CONFIRMATORY,
+        seconds=seconds,
+        estimated_seconds=estimated.seconds if estimated else None,
+        versions=versions(),
+    )
+
+
+def _provenance(
+    about: About, info: ModelInfo, prompts: ResolvedPrompts | None, started: datetime, estimated: Cost | None
+) -> Mapping[str, object]:
+    return {
+        "about": about.model_dump(),
+        "started": started.isoformat(),
+        "model": info.model_dump(),
+        "prompts": _prompts_provenance(prompts) if prompts else None,
+        "estimate": estimated.model_dump() if estimated else None,
+        "machine": machine(),
+        "git": git_state(Path.cwd()),
+    }
+
+
+def _prompts_provenance(prompts: ResolvedPrompts) -> Mapping[str, object]:
+    chosen = prompts.chosen
+    text = chosen.model_dump_json(exclude={"handle"})
+    return {
+        "source": prompts.source,
+        "task": chosen.task,
+        "split": chosen.split,
+        "seed": chosen.seed,
+        "n": len(chosen.prompts),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _read_lines(path: Path) -> list[Prompt]:
+    rows: list[Prompt] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(Prompt.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"])) or "the line"
+                raise BadPrompts(
+                    f"line {number} of {path} is no prompt: {where}: {first['msg']}. Each line is a JSON object "
+                    '{"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}.'
+                ) from None
+    return rows
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator that is loaded; techniques draw from generators of their own besides."""
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
