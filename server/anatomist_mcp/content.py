@@ -23,6 +23,8 @@ LONG_STRING = 2_000  # characters from which a string may be shortened
 PICTURE_BYTES = 1_000_000  # larger pictures are linked, not sent
 _ROWS: Mapping[Detail, int] = {"concise": 8, "detailed": 40}
 _CELLS: Mapping[Detail, int] = {"concise": 6, "detailed": 25}
+_NUMBERS: Mapping[Detail, int] = {"concise": 100, "detailed": 1000}  # of a record that holds numbers
+_FEW = 6  # items of a list inside a line
 _ABOVE = ("summary", "warnings", "about")  # fields with a line of their own
 
 Json = dict[str, object]
@@ -43,7 +45,11 @@ def present(shown: Shown, detail: Detail) -> CallToolResult:
     text = text_of(shown.told or shown.result, detail, int(cap * TEXT_SHARE))
     if shown.told is not None:
         text = f"{getattr(shown.result, 'summary', '')}\n{text}"
-    structured, left_out = fit(shown.result.model_dump(mode="json"), cap - len(text) - 1_000)
+    room = cap - len(text) - 1_000
+    structured, left_out = fit(shown.result.model_dump(mode="json"), room)
+    if _size(structured) > room:  # nothing of it can be shortened any more
+        structured = {"summary": cut(str(structured.get("summary")), room // 2)}
+        left_out = ["everything but the summary"]
     if left_out:
         text += f"\nLeft out for size: {', '.join(left_out)}. {_how_to_read(shown.run_id)}"
     blocks: list[ContentBlock] = [TextContent(type="text", text=text)]
@@ -70,8 +76,8 @@ def run_link(run_id: str) -> ResourceLink:
 
 
 def read_png(path: Path | None) -> bytes | None:
-    """The picture's bytes; none when there is none."""
-    return path.read_bytes() if path is not None and path.is_file() else None
+    """The picture's bytes; none when there is none or it is a page."""
+    return path.read_bytes() if path is not None and path.suffix == ".png" and path.is_file() else None
 
 
 def text_of(result: Frozen, detail: Detail, most: int) -> str:
@@ -151,7 +157,7 @@ def _size(data: object) -> int:
 def _how_to_read(run_id: str | None) -> str:
     if run_id is None:
         return "Ask for a smaller page, or response_format='detailed'."
-    return f"Read it with get_run(run={run_id!r}), a slice at a time, or ask for response_format='detailed'."
+    return f"Read it with get_run(run={run_id!r}, array=<its name>, slice=<part>)."
 
 
 def _lines(name: str, value: object, detail: Detail) -> list[str]:
@@ -168,7 +174,7 @@ def _lines(name: str, value: object, detail: Detail) -> list[str]:
         case (Grid(), *_):
             return [_grid(g, detail) for g in value]
         case Frozen():
-            return [f"{label}: {_row(value)}"]
+            return [f"{label}: {_row(value, _NUMBERS[detail])}"]
         case Mapping():
             shown = [f"{k}: {_short(v)}" for k, v in list(value.items())[: _ROWS[detail]]]
             return [f"{label}: {'; '.join(shown)}{_more(len(value), detail)}"]
@@ -208,15 +214,15 @@ def _self_tests(tests: Sequence[object], detail: Detail) -> list[str]:
     return [f"self-tests: {passed} of {len(told)} passed", *lines]
 
 
-def _row(record: Frozen) -> str:
-    """One record on one line."""
+def _row(record: Frozen, most: int = _FEW) -> str:
+    """One record on one line, with at most so many items of each list."""
     if isinstance(record, Cell):
         return _cell(record)
     shown = {n: getattr(record, n) for n in type(record).model_fields}
-    return ", ".join(f"{n} {_short(v)}" for n, v in shown.items() if v not in (None, (), {}, ""))
+    return ", ".join(f"{n} {_short(v, most)}" for n, v in shown.items() if v not in (None, (), {}, ""))
 
 
-def _short(value: object) -> str:
+def _short(value: object, most: int = _FEW) -> str:
     match value:
         case bool():
             return "yes" if value else "no"
@@ -231,7 +237,7 @@ def _short(value: object) -> str:
         case Frozen():
             return f"({_row(value)})"
         case list() | tuple():
-            return f"[{', '.join(_short(v) for v in value[:6])}{', ...' if len(value) > 6 else ''}]"
+            return f"[{', '.join(_short(v) for v in value[:most])}{', ...' if len(value) > most else ''}]"
         case _:
             text = str(value)
             return text if len(text) <= 200 else text[:200] + "..."

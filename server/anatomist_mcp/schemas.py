@@ -1,12 +1,12 @@
 """JSON schemas as they are listed: the same constraints, without what costs context and says little.
 
 Input schemas keep descriptions, bounds, choices and defaults; of nested objects only the names of the fields. Output
-schemas name the fields, with their types where they are never null. describe_technique gives both whole.
+schemas name the fields. describe_technique gives both whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel
 
@@ -22,17 +22,15 @@ def input_schema(arguments: type[BaseModel], extra: Mapping[str, Schema]) -> Sch
     return {**listed, "required": whole["required"]} if "required" in whole else listed
 
 
-def output_schema(result: type[BaseModel], extra: Mapping[str, Schema]) -> Schema:
-    """Names and types of a result's fields, and of what comes instead of it for a job; the summary is always there."""
-    whole = result.model_json_schema(mode="serialization")
-    definitions = whole.get("$defs", {})
-    fields = {name: _type_of(field, definitions) for name, field in whole["properties"].items()}
-    return {"type": "object", "properties": {**fields, **extra}, "required": ["summary"]}
+def output_schema(result: type[BaseModel], extra: Iterable[str]) -> Schema:
+    """Names of a result's fields, and of what comes instead of it for a job; the summary is always there."""
+    fields: Schema = {name: {} for name in (*result.model_fields, *extra)}
+    return {"type": "object", "properties": {**fields, "summary": {"type": "string"}}, "required": ["summary"]}
 
 
 def _compact(node: Mapping[str, object], definitions: Mapping[str, object], *, inner: bool = False) -> Schema:
     """Without titles and null defaults; `X or null` becomes X; definitions stand where they are used."""
-    kept = {k: _value(v, definitions) for k, v in node.items() if k not in ("title", "$ref") and not _no_default(k, v)}
+    kept = {k: _value(v, definitions) for k, v in node.items() if not _noise(k, v, inner)}
     if isinstance(reference := node.get("$ref"), str):
         return {**_compact(_target(reference, definitions), definitions, inner=True), **kept}
     if inner and node.get("type") == "object" and isinstance(fields := node.get("properties"), dict):
@@ -42,14 +40,14 @@ def _compact(node: Mapping[str, object], definitions: Mapping[str, object], *, i
 
 def _value(value: object, definitions: Mapping[str, object]) -> object:
     if isinstance(value, dict):
-        return _compact(value, definitions)
+        return _compact(value, definitions, inner=True)
     if isinstance(value, list):
-        return [_compact(v, definitions) if isinstance(v, dict) else v for v in value]
+        return [_compact(v, definitions, inner=True) if isinstance(v, dict) else v for v in value]
     return value
 
 
-def _no_default(key: str, value: object) -> bool:
-    return key == "default" and value is None
+def _noise(key: str, value: object, inner: bool) -> bool:
+    return key in ("title", "$ref") or (key == "default" and value is None) or (key == "description" and inner)
 
 
 def _not_null(node: Schema) -> Schema:
@@ -59,13 +57,6 @@ def _not_null(node: Schema) -> Schema:
     rest = [o for o in options if o != {"type": "null"}]
     others = {k: v for k, v in node.items() if k != "anyOf"}
     return {**rest[0], **others} if len(rest) == 1 else {**others, "anyOf": rest}
-
-
-def _type_of(field: Mapping[str, object], definitions: Mapping[str, object]) -> Schema:
-    """`{"type": ...}` of a field that has one type; empty where it may be null or of several."""
-    if isinstance(reference := field.get("$ref"), str):
-        return _type_of(_target(reference, definitions), definitions)
-    return {"type": field["type"]} if "type" in field else {}
 
 
 def _target(reference: str, definitions: Mapping[str, object]) -> Mapping[str, object]:

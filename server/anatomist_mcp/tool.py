@@ -19,10 +19,12 @@ from .schemas import Schema, input_schema, output_schema
 ServerArgument = Literal["response_format", "as_job"]
 DESCRIPTION_LIMIT = 700  # characters of a docstring that are listed
 _SCHEMAS: Mapping[ServerArgument, Schema] = {
-    "response_format": {"type": "string", "enum": ["concise", "detailed"], "default": "concise"},
+    "response_format": {
+        "type": "string", "enum": ["concise", "detailed"], "default": "concise", "description": "Length."
+    },
     "as_job": {"type": "boolean", "default": False, "description": "Return a job handle at once; then get_job."},
 }
-_JOB: Mapping[str, Schema] = {"job": {"type": "string"}, "state": {"type": "string"}}  # what a started job gives
+_JOB = ("job", "state")  # what a started job gives
 _LONG = ("load_model", "generate")  # operations that may take more than a minute
 _LARGE = ("list_runs", "open_reference", "describe_technique", "get_job")
 
@@ -65,7 +67,7 @@ class ListedTool:
             title=self.entry.title,
             description=description(self.entry),
             input_schema=input_schema(self.entry.arguments, {name: _SCHEMAS[name] for name in self.takes}),
-            output_schema=output_schema(self.entry.result, _JOB if "as_job" in self.takes else {}),
+            output_schema=output_schema(self.entry.result, _JOB if "as_job" in self.takes else ()),
             annotations=ToolAnnotations(
                 read_only_hint=self.entry.read_only, destructive_hint=self.entry.destructive
             ),

@@ -77,7 +77,7 @@ class Catalog:
             for package in packages:
                 for name in _files(package):
                     if name in found:
-                        raise Unsupported(f"{name!r} is there twice: {found[name][1]} and {package}.{name}; rename one.")
+                        raise Unsupported(f"{name!r} exists twice: {found[name][1]} and {package}.{name}; rename one.")
                     found[name] = (kind, f"{package}.{name}")
         return found
 

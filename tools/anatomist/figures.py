@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .result import Frozen, Grid
 
@@ -17,6 +17,18 @@ class Heatmap(Frozen):
     title: str
     grid: Grid = Field(description="Two axes: rows first, columns second.")
     diverging: bool = True
+    text: tuple[str, ...] | None = Field(default=None, description="Row-major text written in the cells.")
+    domain: tuple[float, float] | None = Field(
+        default=None, description="Ends of the colour scale; the grid's own when absent. Panels with the same share a legend."
+    )
+
+    @model_validator(mode="after")
+    def _shape_agrees(self) -> Heatmap:
+        if len(self.grid.axes) != 2:
+            raise ValueError(f"the heat map {self.title!r} needs a grid of 2 axes; it has {len(self.grid.axes)}")
+        if self.text is not None and len(self.text) != self.grid.size:
+            raise ValueError(f"the heat map {self.title!r} has {len(self.text)} texts for {self.grid.size} cells")
+        return self
 
 
 class Series(Frozen):
@@ -38,6 +50,7 @@ class Lines(Frozen):
     y_title: str
     series: tuple[Series, ...]
     log_y: bool = False
+    reference: float | None = Field(default=None, description="A level to compare with, drawn as a dashed line.")
 
 
 class Bars(Frozen):
@@ -51,6 +64,7 @@ class Bars(Frozen):
     low: tuple[float | None, ...] | None = None
     high: tuple[float | None, ...] | None = None
     groups: tuple[str, ...] | None = None
+    reference: float | None = Field(default=None, description="A level to compare with, drawn as a dashed line.")
 
 
 class Scatter(Frozen):
@@ -64,6 +78,7 @@ class Scatter(Frozen):
     y: tuple[float, ...]
     labels: tuple[str, ...]
     groups: tuple[str, ...] | None = None
+    diagonal: bool = Field(default=False, description="Draw the line y = x: both axes measure the same thing.")
 
 
 class Figure(Frozen):

@@ -33,6 +33,7 @@ from .estimate.calibration import Rate, measured_rate
 from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
 from .estimate.techniques import cost_of_technique
+from .investigation.ledger import Ledger
 from .model.protocol import Backend, Model, ModelInfo
 from .result import Frozen
 from .roots import Roots
@@ -57,6 +58,7 @@ class LoadRequest(Frozen):
     backend: Backend | None = None
     dtype: str | None = None
     device: str | None = None
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub id.")
     check_parity: bool = True
 
 
@@ -103,6 +105,7 @@ class Desk:
         self.roots = Roots.of(self.workspace, allow)
         self.store = Store(self.workspace)
         self.shelf = Shelf(self.workspace)
+        self.ledger = Ledger(self.workspace)
         self.catalog = catalog
         self.budget_bytes = budget_bytes or int(os.environ.get(BUDGET_VARIABLE) or DEFAULT_BUDGET)
         self._noted: WorkerState | None = None
@@ -189,7 +192,7 @@ class Host(Desk):
                 raise
             raise self._no_memory(name, error) from error
 
-    def load(self, request: LoadRequest) -> LoadedModel:
+    def load(self, request: LoadRequest, progress: Progress = quiet) -> LoadedModel:
         """Load a model, or return the one that the same request loaded before.
 
         Raises:
@@ -201,19 +204,19 @@ class Host(Desk):
             if loaded.request == request:
                 return loaded
         self._check_room_to_load(request)
-        model = self._load(request)
+        model = self._load(request, progress)
         loaded = self._loaded_as(self._free_handle(model.info.name), request, model)
         self._models[loaded.handle] = (loaded, model)
         return loaded
 
-    def model(self, handle: str) -> Model:
+    def model(self, handle: str, progress: Progress = quiet) -> Model:
         """A loaded model by handle, or one that load_model accepts by that name, loaded now.
 
         Raises:
             UnknownName: neither; the handles and names that exist are listed.
         """
         if handle not in self._models:
-            handle = self.load(LoadRequest(name=handle)).handle
+            handle = self.load(LoadRequest(name=handle), progress).handle
         return self._models[handle][1]
 
     def unload(self, handle: str) -> LoadedModel:
@@ -230,11 +233,11 @@ class Host(Desk):
         gc.collect()  # parameter cycles would keep the weights otherwise
         return loaded
 
-    def restore(self, models: Iterable[LoadedModel]) -> None:
+    def restore(self, models: Iterable[LoadedModel], progress: Progress = quiet) -> None:
         """Load what another worker held, under the same handles."""
         for old in models:
             if old.handle not in self._models:
-                model = self._load(old.request)
+                model = self._load(old.request, progress)
                 self._models[old.handle] = (self._loaded_as(old.handle, old.request, model), model)
 
     def resolve(self, prompts: object, split: str) -> ResolvedPrompts:
@@ -248,7 +251,7 @@ class Host(Desk):
 
     def _run(self, entry: Entry, arguments: Arguments, progress: Progress) -> Answer:
         progress(0, 1, f"{entry.name}: preparing {arguments.model}")
-        model = self.model(arguments.model)
+        model = self.model(arguments.model, progress)
         loaded = self._loaded(arguments.model)
         prompts = self.resolve(p, getattr(arguments, "split", "discovery")) if (p := _prompts(arguments)) else None
         tokens = model.tokenize([x.clean for x in prompts.chosen.prompts], bos=_bos(arguments)) if prompts else None
@@ -266,7 +269,7 @@ class Host(Desk):
             return self._models[name][0]
         return next(loaded for loaded, _ in self._models.values() if loaded.request == LoadRequest(name=name))
 
-    def _load(self, request: LoadRequest) -> Model:
+    def _load(self, request: LoadRequest, progress: Progress) -> Model:
         from .model.loading import load_model  # torch and the frameworks, only in the process that holds models
 
         try:
@@ -275,7 +278,10 @@ class Host(Desk):
                 backend=request.backend,
                 dtype=request.dtype,
                 device=request.device,
+                revision=request.revision,
                 check_parity=request.check_parity,
+                progress=progress,
+                roots=self.roots.folders,
             )
         except UnknownName as error:
             held = ", ".join(self._models) or "none"

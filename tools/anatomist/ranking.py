@@ -9,9 +9,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Texts = tuple[tuple[float, str], ...]  # weight and text
-_COMMON = frozenset(
-    ["a", "an", "and", "are", "at", "be", "by", "can", "do", "does", "for", "from", "have", "how", "i", "in", "is", "it", "its", "me", "model", "my", "of", "on", "or", "show", "tell", "that", "the", "there", "these", "this", "those", "to", "use", "want", "was", "were", "what", "when", "where", "which", "who", "why", "will", "with", "would", "you"]
-)
+_COMMON_TEXT = """
+    a an and are at be by can do does for from have how i in is it its me model my of on or show tell that the there
+    these this those to use want was were what when where which who why will with would you
+"""
+_COMMON = frozenset(_COMMON_TEXT.split())
 
 
 class Ranking:

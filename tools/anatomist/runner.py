@@ -19,6 +19,7 @@ from .catalog import Entry
 from .errors import BadPrompts, NotFinite
 from .estimate.cost import Cost
 from .model.protocol import Model, ModelInfo
+from .prompts.given import inline_set, load_jsonl
 from .prompts.prompt_set import Prompt, PromptSet
 from .provenance import git_state, machine, versions
 from .result import About, Result
@@ -55,19 +56,15 @@ def prompts_of(prompts: object, split: str, *, shelf: Shelf, roots: Roots) -> Re
     Raises:
         UnknownName: no prompt set of that handle.
         OutsideRoots, Unavailable: a file that may not be read or is not there.
-        BadPrompts: no prompts, a line that is no prompt, or a held-out part that such prompts do not have.
+        CorruptFile, BadPrompts: no prompts, a line that is none, or a held-out part that such prompts do not have.
     """
     if isinstance(prompts, str) and not prompts.endswith(".jsonl"):
         pair = shelf.get(prompts)
         return ResolvedPrompts(pair.held_out if split == "held_out" else pair.discovery, prompts)
-    source = prompts if isinstance(prompts, str) else "inline"
-    rows = _read_lines(roots.check(prompts)) if isinstance(prompts, str) else prompts
-    assert isinstance(rows, Sequence)
-    if not rows:
-        raise BadPrompts(f"there are no prompts in {source!r}; give at least one, like {{'clean': 'text'}}.")
+    chosen = load_jsonl(prompts, roots) if isinstance(prompts, str) else inline_set(_listed(prompts))
     if split == "held_out":
-        raise BadPrompts(f"prompts from {source!r} have no held-out part; leave `split` out, or call make_prompts.")
-    return ResolvedPrompts(PromptSet(handle=source, task="inline", split="inline", prompts=tuple(rows)), source)
+        raise BadPrompts(f"{chosen.handle!r} has no held-out part; leave `split` out, or call make_prompts.")
+    return ResolvedPrompts(chosen, prompts if isinstance(prompts, str) else "inline")
 
 
 def run_technique(
@@ -189,20 +186,9 @@ def _prompts_provenance(prompts: ResolvedPrompts) -> Mapping[str, object]:
     }
 
 
-def _read_lines(path: Path) -> list[Prompt]:
-    rows: list[Prompt] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(Prompt.model_validate_json(line))
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                raise BadPrompts(
-                    f"line {number} of {path} is no prompt: {where}: {first['msg']}. Each line is a JSON object "
-                    '{"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}.'
-                ) from None
-    return rows
+def _listed(prompts: object) -> Sequence[Prompt]:
+    assert isinstance(prompts, Sequence)  # the arguments' schema has seen to it
+    return prompts
 
 
 def _seed(seed: int) -> None:

@@ -115,5 +115,5 @@ def too_few(clusters: int, cells: int) -> tuple[str, ...]:
         return ()
     return (
         f"With {clusters} independent clusters of prompts the smallest possible p is {2.0 ** (1 - clusters):.2g}: none "
-        f"of {cells} cells can survive Holm. Use more prompts or fewer cells for a test; the effects stand as they are.",
+        f"of {cells} cells can survive Holm. Use more prompts or fewer cells for a test; the effects themselves stand.",
     )

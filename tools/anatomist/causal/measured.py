@@ -64,8 +64,11 @@ def encoded(
     """
     if prompts is None:
         raise BadPrompts("there are no prompts; give a handle from make_prompts or a list of prompts.")
-    need: list[Part] = ["corrupted"] if corrupted else []
-    need += [part for part in ("answer", "wrong") if any(part in NEEDS[name] for name in names)]
+    parts: tuple[Part, ...] = ("answer", "wrong")
+    wanted = {part for name in names for part in NEEDS[name]}
+    need: list[Part] = [part for part in parts if part in wanted]
+    if corrupted:
+        need.append("corrupted")
     return encode(prompts, model, bos=bos, need=need)
 
 
@@ -106,8 +109,8 @@ def cost_of(model: Model, plan: SweepPlan, result: SweepResult) -> SweepCost:
 def failed(tests: Sequence[SelfTest]) -> tuple[str, ...]:
     """A warning for every self-test that failed."""
     return tuple(
-        f"SELF-TEST FAILED: {t.name}: found {t.found:.3g}, expected {t.expected:g} within {t.tolerance:.1g}. Do not use "
-        "these numbers; report the model and the site."
+        f"SELF-TEST FAILED: {t.name}: found {t.found:.3g}, expected {t.expected:g} within {t.tolerance:.1g}. Do not "
+        "use these numbers; report the model and the site."
         for t in tests
         if not t.passed
     )

@@ -71,5 +71,5 @@ def chosen_units(
     if not units or len(set(units)) < len(units):
         raise BadArguments(f"heads {list(heads)}: name at least one, each once; or leave `heads` out for all.")
     if outside := [unit_name(u) for u in units if u.layer not in within]:
-        raise BadArguments(f"{', '.join(outside)} lie outside the layers {list(within)}; name heads or layers, not both.")
+        raise BadArguments(f"{', '.join(outside)} lie outside layers {list(within)}; name heads or layers, not both.")
     return tuple(sorted(units, key=lambda u: (u.layer or 0, u.index or 0)))

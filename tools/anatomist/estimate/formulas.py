@@ -44,11 +44,11 @@ def logit_bytes(s: Sizes, rows: int, tokens: int) -> int:
     return rows * tokens * s.d_vocab * s.item_bytes
 
 
-def hooked_cache_bytes(s: Sizes, tokens: int) -> int:
-    """Everything TransformerLens' HookedTransformer caches for one row.
+HOOKED_CACHE = "B T (L (7 d + 4 H h + 2 F + 2 H T + 2) + 4 d + 1 + V) s"
 
-    Floats a token: L (7 d + 4 H h + 2 F + 2 H T + 2) + 4 d + 1 + V.
-    """
+
+def hooked_cache_bytes(s: Sizes, tokens: int) -> int:
+    """Everything TransformerLens' HookedTransformer caches for one row."""
     width = s.heads * s.d_head
     block = 7 * s.d_model + 4 * width + 2 * s.d_mlp + 2 * s.heads * tokens + 2
     return tokens * (s.layers * block + 4 * s.d_model + 1 + s.d_vocab) * s.item_bytes

@@ -43,15 +43,15 @@ def cost_of_named(operation: str, s: Sizes, work: Work, rate: Rate) -> Cost:
         case "generate":
             return _generate(s, work, rate, shape)
         case "full_cache":
-            parts = [_part("every activation (HookedTransformer)", "B T (L (7 d + 4 H h + 2 F + 2 H T + 2) + 4 d + 1 + V) s",
-                           rows * f.hooked_cache_bytes(s, tokens))]  # fmt: skip
-            return cost(parts, f.forward_flops(s, rows, tokens), 1, s, rate, f"one pass over {shape}, everything kept")
+            whole = _part("every activation", f.HOOKED_CACHE, rows * f.hooked_cache_bytes(s, tokens))
+            basis = f"one pass over {shape}, everything kept in HookedTransformer's layout"
+            return cost([whole], f.forward_flops(s, rows, tokens), 1, s, rate, basis)
         case "residual_sweep":
-            flops = f.residual_sweep_flops(s, rows, tokens)
-            return cost(_sweep_parts(s, rows, tokens), flops, s.layers, s, rate, f"{s.layers} x {tokens} cells, {shape}")
+            flops, cells = f.residual_sweep_flops(s, rows, tokens), f"{s.layers} x {tokens} cells"
+            return cost(_sweep_parts(s, rows, tokens), flops, s.layers, s, rate, f"{cells}, {shape}")
         case "head_sweep":
-            flops = f.head_sweep_flops(s, rows, tokens)
-            return cost(_sweep_parts(s, rows, tokens), flops, s.layers, s, rate, f"{s.layers} x {s.heads} cells, {shape}")
+            flops, cells = f.head_sweep_flops(s, rows, tokens), f"{s.layers} x {s.heads} cells"
+            return cost(_sweep_parts(s, rows, tokens), flops, s.layers, s, rate, f"{cells}, {shape}")
         case "attribution_patching" | "integrated_gradients":
             return _gradients(operation, s, work, rate, shape)
         case _:
@@ -70,7 +70,7 @@ def _gradients(operation: str, s: Sizes, work: Work, rate: Rate, shape: str) -> 
     saved = work.rows * work.tokens * f.autograd_bytes_per_token(s, work.tokens, eager=True)
     parts = [
         _part("saved for the backward pass", "B T L (3 F + 2 d + 3 H h + H T + 2) s", saved),
-        _part("gradients and differences of head outputs", "2 B T L H h s", 2 * f.head_bytes(s, work.rows, work.tokens)),
+        _part("head outputs and their gradients", "2 B T L H h s", 2 * f.head_bytes(s, work.rows, work.tokens)),
     ]
     flops = f.attribution_flops(s, work.rows, work.tokens, steps)
     return cost(parts, flops, 4 * steps, s, rate, f"{steps} x (two forwards and a backward) over {shape}")

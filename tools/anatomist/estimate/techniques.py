@@ -38,9 +38,10 @@ def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate) -> Cos
     flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1) + rows * cells * (
         share * s.layers * f.block_flops(s, width) + f.unembed_flops(s)
     )
+    keys = rows * width * f.kv_bytes_per_token(s)
     parts = [
         Part(what="both runs' residuals", formula="2 B T L d s", bytes=2 * f.residual_bytes(s, rows, width)),
-        Part(what="the base run's keys and values", formula="2 B T L K h s", bytes=rows * width * f.kv_bytes_per_token(s)),
+        Part(what="the base run's keys and values", formula="2 B T L K h s", bytes=keys),
         Part(what="logits at the read position", formula="B V s", bytes=f.logit_bytes(s, rows, 1)),
         _working(s, 1, width),
     ]
@@ -97,14 +98,20 @@ def _kind(name: str, layers: int) -> tuple[SiteKind, int]:
 
 def _cells(given: Given, s: Sizes, width: int) -> tuple[int, bool]:
     """How many cells a sweep has, and whether each edits a single position."""
-    heads, layers, positions = given.get("heads"), given.get("layers"), given.get("positions")
-    if isinstance(heads, Sequence) and heads:
-        return len(heads), False
-    n_layers = len(layers) if isinstance(layers, Sequence) and layers else s.layers
-    units = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}.get(
-        str(given.get("site")), 0
-    )
-    if units:
-        return n_layers * units, False
-    n_positions = width if positions in (None, "all") else len(positions) if isinstance(positions, Sequence) else 1
-    return n_layers * n_positions, True
+    site, grid = str(given.get("site")), str(given.get("grid"))
+    layers = _count(given.get("layers")) or s.layers
+    a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}.get(site, 1)
+    units = _count(given.get("heads")) or layers * a_layer
+    positions = _count(given.get("positions")) or width
+    match grid:
+        case "layer_position":
+            return layers * positions, True
+        case "head_position":
+            return units * positions, True
+        case _:
+            return (units, False) if a_layer > 1 or "ablation" in given else (layers * positions, True)
+
+
+def _count(named: object) -> int:
+    """How many a selection names; 0 for all of them."""
+    return len(named) if isinstance(named, Sequence) and not isinstance(named, str) else 0

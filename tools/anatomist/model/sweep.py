@@ -119,8 +119,10 @@ def fast_engine(model: Model) -> Engine:
     Raises:
         Unsupported: the architecture is not one the fast engine knows.
     """
-    from .fast import engine
-
+    try:
+        from .fast import engine
+    except ImportError as error:
+        raise Unsupported(f"no fast engine ({error})") from error
     return engine(model)
 
 

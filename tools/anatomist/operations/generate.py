@@ -40,7 +40,7 @@ class Generated(Outcome):
 
 def run(host: Host, arguments: Arguments, progress: Progress) -> Generated:
     progress(0, 1, f"preparing {arguments.model}")
-    model = host.model(arguments.model)
+    model = host.model(arguments.model, progress)
     prompt = arguments.prompt
     if arguments.chat:
         prompt = model.chat(prompt if isinstance(prompt, str) else "".join(model.token_strings(prompt)))

@@ -29,6 +29,7 @@ class Arguments(Frozen):
     backend: Backend | None = Field(default=None, description="toy, local (default) or nnsight.")
     dtype: Dtype | None = Field(default=None, description="Number format; the model's own choice when absent.")
     device: str | None = Field(default=None, description="cpu, cuda:0, mps; chosen when absent.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub id.")
     check_parity: bool = Field(default=True, description="Refuse a model that differs from its plain reference.")
 
 
@@ -41,17 +42,17 @@ class Loaded(Outcome):
 
 def run(host: Host, arguments: Arguments, progress: Progress) -> Loaded:
     progress(0, 1, f"loading {arguments.name}")
-    loaded = host.load(LoadRequest(**arguments.model_dump()))
+    loaded = host.load(LoadRequest(**arguments.model_dump()), progress)
     info = loaded.info
     parity = info.parity
     proof = f"within {parity.max_logprob_difference:.1e} nats of the plain model" if parity else "no plain reference"
     progress(1, 1, f"loaded {loaded.handle}")
     return Loaded(
         summary=(
-            f"{loaded.handle}: {info.architecture}, {info.n_layers} layers x {info.n_heads} heads, width {info.d_model}, "
-            f"{info.parameters:,} parameters ({in_bytes(info.weight_bytes)}, {info.dtype} on {info.device}, backend "
-            f"{info.backend}); {proof}; BOS {'added' if info.adds_bos else 'not added'} by its tokenizer. "
-            f"Loaded in {info.load_seconds:.1f} s. Next: make_prompts and check_prompts."
+            f"{loaded.handle}: {info.architecture}, {info.n_layers} layers x {info.n_heads} heads, width "
+            f"{info.d_model}, {info.parameters:,} parameters ({in_bytes(info.weight_bytes)}, {info.dtype} on "
+            f"{info.device}, backend {info.backend}); {proof}; its tokenizer {'adds' if info.adds_bos else 'adds no'} "
+            f"BOS. Loaded in {info.load_seconds:.1f} s. Next: make_prompts and check_prompts."
         ),
         handle=loaded.handle,
         info=info,

@@ -29,8 +29,10 @@ class Arguments(Frozen):
         min_length=1, description="ioi, greater_than, induction, gender_bias, capitals or docstring."
     )
     model: ModelHandle
-    n: int = Field(default=64, ge=1, le=5000, description="Prompts in the discovery part; 32 or more to count as evidence.")
+    n: int = Field(default=64, ge=1, le=10_000, description="Prompts in the discovery part; under 32 is exploratory.")
     seed: Seed = 0
+    corruption: str | None = Field(default=None, description="Kind of counterfactual; the task's first when absent.")
+    held_out: int | None = Field(default=None, ge=1, le=10_000, description="Held-out prompts; n when absent.")
 
 
 class PromptsMade(Outcome):
@@ -49,8 +51,10 @@ def run(host: Host, arguments: Arguments, progress: Progress) -> PromptsMade:
     from ..prompts.make import make_prompts  # the word lists, when they are needed
 
     progress(0, 1, f"making {arguments.task} prompts")
-    model = host.model(arguments.model)
-    discovery, held_out = make_prompts(arguments.task, arguments.n, arguments.seed, model)
+    model = host.model(arguments.model, progress)
+    discovery, held_out = make_prompts(
+        arguments.task, arguments.n, arguments.seed, model, corruption=arguments.corruption, held_out=arguments.held_out
+    )
     pair = host.shelf.put(discovery, held_out, task=arguments.task, seed=arguments.seed, model=arguments.model)
     first = pair.discovery.prompts[0]
     return PromptsMade(

@@ -28,7 +28,7 @@ PLACES = _split(
 )
 OBJECTS = _split(
     """
-    bag book ring drink basket ball letter key box gift map coat
+    bag book drink basket ball letter box gift map coat
     """
 )
 EVENTS = _split(

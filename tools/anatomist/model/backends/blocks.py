@@ -199,15 +199,15 @@ class Anatomy:
         """A weight, for its device and dtype."""
         return self.lm_head.weight
 
-    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """What enters block 0, positions counted from 0 in every row."""
+    def embed(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """What enters block 0 for tokens at the given positions."""
         table: Tensor = self.embedding.weight  # type: ignore[assignment]
         x = functional.embedding(ids, table)
         if self.embed_scale != 1:
             x = x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
         if self.position_embedding is not None:
-            positions: Tensor = self.position_embedding.weight  # type: ignore[assignment]
-            x = x + positions[: ids.shape[1]]
+            learned: Tensor = self.position_embedding.weight  # type: ignore[assignment]
+            x = x + learned[positions]
         return x
 
     def rotations(self, width: int) -> dict[str | None, tuple[Tensor, Tensor]]:

@@ -207,8 +207,9 @@ class Visits:
     ) -> None:
         self.tokens = tokens
         self.gradients = gradients
+        self._asked = list(dict.fromkeys(check_site(site, shape) for site in read))
         # The whole place first: the parts are then cut from it, and a gradient reaches both.
-        self._reads = sorted({check_site(site, shape) for site in read}, key=lambda site: site.index is not None)
+        self._reads = sorted(self._asked, key=lambda site: site.index is not None)
         self._edits = [check_edit(edit, shape, tokens) for edit in edits]
         self._values: dict[Site, Tensor] = {}
         self._fired = [0] * len(self._edits)
@@ -261,8 +262,9 @@ class Visits:
                     f"the edit '{edit}' wrote nothing: its place was never computed in this pass. Ask for a place "
                     f"that the pass reaches, or report the site and the architecture."
                 )
-        for site in self._reads:
+        for site, value in self._values.items():  # in the order computed: the first one named is where it began
+            finite_or_raise(str(site), value.detach(), masked=site.kind == "scores")
+        for site in self._asked:
             if site not in self._values:
                 raise BadSite(f"{site} was never computed in this pass; read a place that the model computes.")
-            finite_or_raise(str(site), self._values[site].detach(), masked=site.kind == "scores")
-        return self._values, tuple(self._fired)
+        return {site: self._values[site] for site in self._asked}, tuple(self._fired)

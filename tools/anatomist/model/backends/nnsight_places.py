@@ -31,7 +31,7 @@ class BlockPlaces:
     layer: Envoy
     attention: Envoy
     attention_end: Envoy  # its output is what attention adds to the residual
-    mlp_end: Envoy
+    mlp_end: Envoy | None
     attention_matrix: Envoy | None = None  # its input is z
     mlp_matrix: Envoy | None = None
     middle: Envoy | None = None  # its input is the residual between attention and MLP
@@ -49,7 +49,9 @@ class Places:
     @property
     def kinds(self) -> frozenset[SiteKind]:
         """The kinds of place to be tried and proven on the model."""
-        first, kinds = self.blocks[0], {*OUTSIDE, "attn_out", "mlp_out"}
+        first, kinds = self.blocks[0], set(OUTSIDE)
+        # What attention adds is proven together with what the MLP adds.
+        kinds |= set() if first.mlp_end is None else {"attn_out", "mlp_out"}
         named: dict[SiteKind, Envoy] = {
             "head": first.attention_matrix, "neuron": first.mlp_matrix, "resid_mid": first.middle
         }  # fmt: skip
@@ -83,7 +85,7 @@ class Places:
         _rewrite(block.mlp_matrix, "input", visits, Site("neuron", i))
         _rewrite(block.mlp_end, "output", visits, Site("mlp_out", i))
         # The block would add the MLP to the residual it kept: an edit between the two has to reach that sum.
-        return None if middle is None else middle + _tensor(block.mlp_end.output)
+        return None if middle is None or block.mlp_end is None else middle + _tensor(block.mlp_end.output)
 
     def _attention(self, block: BlockPlaces, i: int, visits: Visits) -> None:
         """Queries, keys, values, scores and pattern of one layer."""
@@ -124,7 +126,7 @@ def _known(anatomy: Anatomy, envoys: Iterable[Envoy]) -> list[BlockPlaces]:
 def _standard(layers: Iterable[Envoy]) -> list[BlockPlaces]:
     """What nnterp's names say; that the two outputs add up to the residual is proven before they are offered."""
     return [
-        BlockPlaces(layer=layer, attention=layer.self_attn, attention_end=layer.self_attn, mlp_end=layer.mlp)
+        BlockPlaces(layer, layer.self_attn, layer.self_attn, layer.mlp if hasattr(layer._module, "mlp") else None)
         for layer in layers
     ]
 

@@ -18,10 +18,10 @@ from .task import Draw, Task, Words, shuffled
 
 TEMPLATES = {
     "went": "When {first} and {second} went to the {place}, {subject} gave the {object} to",
-    "lunch": "After {first} and {second} had lunch near the {place}, {subject} gave a {object} to",
-    "working": "Then {first} and {second} were working at the {place}. {subject} decided to give a {object} to",
-    "waiting": "While {first} and {second} were waiting at the {place}, {subject} offered the {object} to",
-    "met": "Yesterday {first} and {second} met at the {place}, and {subject} handed the {object} to",
+    "came": "When {first} and {second} came to the {place}, {subject} lent the {object} to",
+    "were": "While {first} and {second} were at the {place}, {subject} gave the {object} to",
+    "day": "The day {first} and {second} went to the {place}, {subject} sent the {object} to",
+    "met": "One day {first} and {second} met at the {place}, and {subject} showed the {object} to",
 }
 CORRUPTIONS = {
     "s2_to_io": "the second subject becomes the indirect object's name: the answer flips",

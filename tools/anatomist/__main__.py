@@ -1,0 +1,154 @@
+"""The command line: `anatomist list | describe | run | models | doctor`.
+
+`run` writes JSON to stdout and nothing else; progress and messages go to stderr. Exit status: 0 done, 1 refused or
+faulty (one line on stderr says why and what next), 2 not such a command, 130 interrupted (nothing is stored).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import AnatomistError, BadArguments, Cancelled
+
+DONE, REFUSED, INTERRUPTED = 0, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status comes back."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (KeyboardInterrupt, Cancelled):
+        print("anatomist: interrupted; nothing was stored", file=sys.stderr)
+        return INTERRUPTED
+    except AnatomistError as error:
+        print(f"anatomist: {' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="anatomist", description="Mechanistic interpretability from the shell.")
+    parser.add_argument("--version", action="version", version=f"anatomist {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--workspace", type=Path, help="folder of runs and prompt sets (default ./.anatomist)")
+    shared.add_argument("--allow", action="append", default=[], type=Path, help="another folder that may be read")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=words, parents=[shared])
+        added.set_defaults(command=run)
+        return added
+
+    listing = command("list", _list, "list techniques and tools, or find them by a question in plain words")
+    listing.add_argument("question", nargs="*", help="what you want to know")
+    describing = command("describe", _describe, "show what a technique does, and its arguments")
+    describing.add_argument("name")
+    describing.add_argument("--schema", action="store_true", help="arguments and result as JSON schema")
+    running = command("run", _run, "run a technique or tool; JSON on stdout, progress on stderr")
+    running.add_argument("name")
+    running.add_argument("arguments", nargs="?", default="{}", help="JSON object, or - to read it from stdin")
+    command("models", _models, "show the models that can be loaded by name")
+    command("doctor", _doctor, "check versions, known-bad pairs, devices, memory; status 1 when something is wrong")
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    from .catalog import CATALOG
+
+    if options.question:
+        found = _call(options, "list_techniques", {"question": " ".join(options.question)})
+        names = [line["name"] for line in found["techniques"]]  # type: ignore[union-attr, index]
+        print("\n".join(_line(CATALOG.find(str(name)).headline, str(name)) for name in names) or found["summary"])
+        return DONE
+    print("Techniques:", *(_line(e.headline, e.name) for e in CATALOG.entries("technique")), sep="\n")
+    print("Beside them:", *(_line(e.headline, e.name) for e in CATALOG.entries("operation")), sep="\n")
+    return DONE
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from .catalog import CATALOG
+
+    entry = CATALOG.find(options.name)
+    if options.schema:
+        print(json.dumps({"arguments": entry.input_schema(), "result": entry.output_schema()}, indent=1))
+        return DONE
+    print(f"{entry.name}: {entry.title}\n\n{entry.docstring}\n\nArguments:")
+    for name, field in entry.arguments.model_fields.items():
+        default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
+        print(f"  {name} ({default}): {field.description or ''}")
+    return DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    text = sys.stdin.read() if options.arguments == "-" else options.arguments
+    answer = _call(options, options.name, _object(text))
+    print(json.dumps(answer, ensure_ascii=False))
+    return DONE
+
+
+def _models(options: argparse.Namespace) -> int:
+    found = _call(options, "list_models", {})
+    for model in found["offline"]:  # type: ignore[union-attr]
+        assert isinstance(model, dict)
+        print(_line(f"{model['about']}{'' if model['here'] else ' (fetched when first loaded)'}", str(model["name"])))
+    print("Also: any local folder (safetensors or GGUF), any hub id such as EleutherAI/pythia-70m.")
+    return DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    found = _call(options, "check_environment", {})
+    compute, faults, versions = found["compute"], found["faults"], found["versions"]
+    assert isinstance(faults, list)
+    assert isinstance(versions, dict)
+    print(found["summary"])
+    print(f"Python {found['python']}, {found['system']}; workspace {found['workspace']}; cache {found['cache']}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if isinstance(compute, dict):
+        print(f"{compute['threads']} compute threads; devices: {', '.join(d['name'] for d in compute['devices'])}")
+        faults = [*faults, *compute["warnings"]]
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    return REFUSED if faults else DONE
+
+
+def _call(options: argparse.Namespace, name: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """The result as plain data; whatever a library prints meanwhile goes to stderr."""
+    from .console import bar, stdout_to_stderr
+    from .host import Host
+
+    with stdout_to_stderr(), bar() as progress:
+        host = Host(options.workspace, allow=options.allow)
+        answer = host.call(name, arguments, progress)
+    if answer.png_path is not None:
+        print(f"picture: {answer.png_path}", file=sys.stderr)
+    return answer.result.model_dump(mode="json")
+
+
+def _object(text: str) -> Mapping[str, object]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadArguments(
+            f"{text[:80]!r} is not JSON ({error}); write an object, e.g. '{{\"model\": \"smollm2-135m\"}}'."
+        ) from None
+    if not isinstance(value, dict):
+        raise BadArguments(f"{text[:80]!r} is not a JSON object; write '{{\"argument\": value}}'.")
+    return value
+
+
+def _line(words: str, name: str) -> str:
+    return f"  {name:<28} {words}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""A heat map: a cell per pair of labels, text in the cells where there is some."""
+
+from __future__ import annotations
+
+from ..figures import Heatmap
+from .labels import CHARACTER, index_axis, shown
+from .parts import Part
+
+STRONG = 0.6  # share of the colour scale from which text is drawn in the light colour
+TEXT_LIMIT = 11  # characters of a text in a cell
+
+
+def heatmap(panel: Heatmap, *, legend: bool = True) -> Part:
+    """Rows from top to bottom, columns from left to right, in the grid's order."""
+    rows, columns = panel.grid.axes
+    wide, high = _cell_size(panel)
+    x = {"field": "c", "type": "ordinal", "axis": index_axis(columns.name, columns.labels, wide, flat=True)}
+    y = {"field": "r", "type": "ordinal", "axis": index_axis(rows.name, rows.labels, high, flat=False)}
+    tooltip = [
+        {"field": "row", "title": rows.name, "type": "nominal"},
+        {"field": "column", "title": columns.name, "type": "nominal"},
+        {"field": "v", "title": panel.grid.unit, "format": ".4~g", "type": "quantitative"},
+    ]
+    if panel.text is not None:
+        tooltip.append({"field": "t", "title": "text", "type": "nominal"})
+    layers: list[dict[str, object]] = [
+        {"mark": {"type": "rect", "style": "cell-empty"}, "transform": [{"filter": "datum.v === null"}]},
+        {
+            "mark": {"type": "rect"},
+            "transform": [{"filter": "datum.v !== null"}],
+            "encoding": {"color": _colour(panel, legend, high * len(rows.labels)), "tooltip": tooltip},
+        },
+    ]
+    if panel.text is not None:
+        layers += [_text("on-pale", "!datum.s"), _text("on-strong", "datum.s")]
+    body = {
+        "width": wide * len(columns.labels),
+        "height": high * len(rows.labels),
+        "data": {"values": _cells(panel)},
+        "encoding": {"x": x, "y": y},
+        "layer": layers,
+    }
+    return Part(body, wide * len(columns.labels))
+
+
+def domain(panel: Heatmap) -> tuple[float, float]:
+    """The ends of the colour scale: given, or the values' own; symmetric about 0 when diverging."""
+    values = [v for v in panel.grid.values or () if v is not None] or [0.0]
+    low, high = panel.domain or (min(values), max(values))
+    if panel.diverging:
+        reach = max(abs(low), abs(high)) or 1.0
+        return -reach, reach
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _colour(panel: Heatmap, legend: bool, height: float) -> dict[str, object]:
+    low, high = domain(panel)
+    scale: dict[str, object] = {"domain": [low, high], "clamp": True}
+    if panel.diverging:
+        scale |= {"domainMid": 0}
+    drawn = {"title": _wrapped(panel.grid.unit), "gradientLength": max(70, min(170, int(height)))}
+    return {"field": "v", "type": "quantitative", "scale": scale, "legend": drawn if legend else None}
+
+
+def _wrapped(unit: str) -> list[str]:
+    """A legend title in lines of about 16 characters."""
+    lines = [""]
+    for word in unit.split():
+        if lines[-1] and len(lines[-1]) + len(word) > 16:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _text(style: str, which: str) -> dict[str, object]:
+    return {
+        "mark": {"type": "text", "style": style, "clip": True},
+        "transform": [{"filter": f"datum.v !== null && ({which})"}],
+        "encoding": {"text": {"field": "w", "type": "nominal"}},
+    }
+
+
+def _cells(panel: Heatmap) -> list[dict[str, object]]:
+    low, high = domain(panel)
+    rows, columns = panel.grid.axes
+    cells: list[dict[str, object]] = []
+    for i, value in enumerate(panel.grid.values or (None,) * panel.grid.size):
+        r, c = divmod(i, len(columns.labels))
+        cell: dict[str, object] = {
+            "r": r, "c": c, "v": value, "row": shown(rows.labels[r]), "column": shown(columns.labels[c]),
+        }  # fmt: skip
+        if panel.text is not None:
+            share = 0.0 if value is None else (abs(value) / high if panel.diverging else (value - low) / (high - low))
+            cell |= {"t": shown(panel.text[i]), "w": _short(panel.text[i]), "s": share > STRONG}
+        cells.append(cell)
+    return cells
+
+
+def _short(text: str) -> str:
+    plain = shown(text)
+    return plain if len(plain) <= TEXT_LIMIT else plain[: TEXT_LIMIT - 1] + "…"
+
+
+def _cell_size(panel: Heatmap) -> tuple[float, float]:
+    """Pixels of a cell: large where there are few, never so small that a picture has no size."""
+    n_rows, n_columns = panel.grid.shape
+    if panel.text is not None:
+        longest = max((len(_short(t)) for t in panel.text), default=1)
+        return max(26.0, longest * CHARACTER + 8), 17.0
+    wide = min(30.0, max(3.0, 620 / max(1, n_columns)))
+    high = min(24.0, max(3.0, 430 / max(1, n_rows)))
+    return (wide, wide) if n_rows == n_columns else (wide, min(high, wide))

@@ -1,0 +1,130 @@
+"""Which rows and items travel together: chunks that fit in the budget, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from ...errors import WouldNotFit
+from ..backends.blocks import Anatomy
+from ..sweep_plan import SweepPlan
+from .items import Item, differences
+from .schedule import Chunk
+from .walk import attention_bytes
+
+# Beyond this many tokens a product gains nothing from being larger, and a processor's caches lose: a chunk is cut
+# there even where the budget would allow more. Memory of an accelerator has no such knee at these sizes.
+ENOUGH_TOKENS = 12_288
+MANY_TOKENS = 131_072
+ATTENTION_SHARE = 8  # one part in so many of the budget is for one piece of attention
+ENOUGH_ATTENTION = 64 * 2**20
+
+
+class Budget(NamedTuple):
+    """How a budget is spent."""
+
+    tokens: int  # that may travel together
+    token_bytes: int
+    attention: int  # bytes of one piece of attention
+    logits: int  # bytes of one piece of unembedding
+
+    def peak(self, tokens: int) -> int:
+        """Bytes planned for a chunk of so many tokens."""
+        return tokens * self.token_bytes + self.attention + self.logits
+
+
+def token_bytes(anatomy: Anatomy) -> int:
+    """Bytes that one token holds at the fullest moment of a block: residuals and norms (4 D), queries, rotated queries
+    and z (4 H h), keys and values (6 K h), the MLP's hidden layer with its gate (3 F)."""
+    sizes = anatomy.sizes
+    numbers = 4 * sizes.d_model + 4 * sizes.n_heads * sizes.d_head + 6 * sizes.n_kv_heads * sizes.d_head
+    return (numbers + 3 * sizes.d_mlp) * anatomy.reference.element_size()
+
+
+def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
+    """Split a budget.
+
+    Raises:
+        WouldNotFit: one run's attention does not fit in its share.
+    """
+    width = max(plan.read_at) + 1
+    least = attention_bytes(anatomy, width, width)
+    attention = max(least, min(budget_bytes // ATTENTION_SHARE, ENOUGH_ATTENTION))
+    logits = logit_bytes(anatomy, plan)
+    each = token_bytes(anatomy)
+    most = ENOUGH_TOKENS if anatomy.reference.is_cpu else MANY_TOKENS
+    tokens = min(most, (budget_bytes - attention - logits) // each)
+    return Budget(tokens, each, attention, logits)
+
+
+def logit_bytes(anatomy: Anatomy, plan: SweepPlan) -> int:
+    """Bytes of the unembedding of one piece of results: the columns, logits, and a metric's copies of them."""
+    columns = plan.vocabulary
+    if columns is None:
+        return 4 * 4 * LOGIT_ROWS * anatomy.sizes.d_vocab
+    return len(columns) * (4 * 4 * LOGIT_ROWS + anatomy.sizes.d_model * anatomy.reference.element_size())
+
+
+LOGIT_ROWS = 64  # results that are unembedded at once
+
+
+def chunks_of(plan: SweepPlan, rows: Sequence[list[Item]], budget: Budget) -> Iterator[Chunk]:
+    """Rows together while they fit; a row with more items than fit is cut into several chunks.
+
+    Raises:
+        WouldNotFit: a row's own runs and one item are over the budget.
+    """
+    differs = _differs(plan)
+    together: list[Chunk] = []
+    size = 0
+    for row, items in enumerate(rows):
+        for part in _parts(plan, row, differs[row], items, budget):
+            if together and (size + part.tokens > budget.tokens or together[-1].rows == part.rows):
+                yield _joined(together)
+                together, size = [], 0
+            together.append(part)
+            size += part.tokens
+    if together:
+        yield _joined(together)
+
+
+def _parts(
+    plan: SweepPlan, row: int, differs: int | None, items: list[Item], budget: Budget
+) -> Iterator[Chunk]:
+    """A row with its items, in as few chunks as the budget allows, those that enter late together."""
+    alone = Chunk((row,), (plan.read_at[row],), (differs,), ())
+    room = budget.tokens - alone.tokens
+    longest = max((item.length for item in items), default=0)
+    if longest > room or room < 0:
+        raise WouldNotFit(
+            f"a sweep of prompt {row} needs {budget.peak(alone.tokens + longest) / 2**20:.0f} MiB for its own runs and "
+            f"one cell; the budget allows {budget.tokens} tokens at once. Use a shorter prompt or a larger budget."
+        )
+    ordered = sorted(items, key=lambda item: item.layer)
+    filled, which = 0, []
+    for item in ordered:
+        filled += item.length
+        which.append((filled - 1) // room)
+    whole = {i: [] for i in range(1)} if not items else {}
+    for i, members in groupby(zip(which, ordered, strict=True), key=lambda pair: pair[0]):
+        whole[i] = [item for _, item in members]
+    for found in whole.values():
+        yield Chunk((row,), alone.lasts, alone.differs, tuple(found))
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    return Chunk(
+        tuple(row for c in chunks for row in c.rows),
+        tuple(last for c in chunks for last in c.lasts),
+        tuple(d for c in chunks for d in c.differs),
+        tuple(item for c in chunks for item in c.items),
+    )
+
+
+def _differs(plan: SweepPlan) -> list[int | None]:
+    """Where each row's source run begins to be its own; None where that is behind the read position."""
+    found = differences(plan)
+    if found is None:
+        return [None] * plan.base.n_rows
+    return [d if d <= last else None for d, last in zip(found, plan.read_at, strict=True)]

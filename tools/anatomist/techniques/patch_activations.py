@@ -1,0 +1,225 @@
+"""Patch activations from one run into another, cell by cell, and measure what each cell carries.
+
+Idea: two prompts differ in one thing and so does the model's answer. Put one activation of the one run into the other:
+if the answer moves, the difference passes through that place. Every cell of a grid (layer x position, layer x head,
+head x position) is patched by itself.
+
+Source: Vig et al., arXiv 2004.12265, section 3 (mediation by activations); Meng et al., arXiv 2202.05262, section 2.1
+(restoring single states); Zhang & Nanda, arXiv 2309.16042 (metric, counterfactuals); Heimersheim & Nanda, arXiv
+2404.15255 (denoising and noising). With M the metric, b the run patched into and o the other:
+change = mean over prompts of M(b with the cell of o) - M(b); fraction = mean change / mean of M(o) - M(b).
+
+Does not show: what a place computes, only that what differs between the two prompts passes there; cells in sequence
+carry the same thing and their effects do not add up; a place that another one backs up can show nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
+from ..causal.grids import CellGrid, by_layer_and_head, by_layer_and_position, by_unit_and_position, together
+from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
+from ..causal.units import LETTERS, chosen_layers, chosen_units
+from ..errors import BadArguments
+from ..figures import Figure, Heatmap
+from ..measures.metrics import UNITS, MetricName
+from ..measures.statistics import Clusters
+from ..model.sites import Shape, Site, check_site
+from ..prompts.columns import Column
+from ..prompts.encoding import EncodedPrompts
+from ..result import Result, SelfTest
+from ..technique import Context, Direction, Heads, Layers, Metric, OnPrompts, Positions
+
+TITLE = "Activation patching"
+QUESTIONS = (
+    "Where is the information that decides the answer, by layer and position?",
+    "Which heads carry what differs between two prompts?",
+    "Which layers and tokens cause the model's prediction?",
+    "Is a head's effect through its queries, keys or values?",
+)
+PatchSite = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "neuron"
+]
+GridName = Literal["layer_position", "layer_head", "head_position"]
+SHOWS = {
+    "denoising": "Denoising puts clean activations into the corrupted run: a large effect shows that the cell is "
+    "sufficient to bring the behaviour back, not that it is needed.",
+    "noising": "Noising puts corrupted activations into the clean run: a large effect shows that the cell is "
+    "necessary for the behaviour, not that it is enough.",
+}
+MOST_CELLS = 20_000
+
+
+class Arguments(OnPrompts):
+    """Arguments of patch_activations."""
+
+    site: PatchSite = Field(default="resid_pre", description="Kind of activation that is patched.")
+    grid: GridName | None = Field(
+        default=None,
+        description="Cells: layer x position, layer x head, or head x position; layer_head when absent and the site "
+        "has heads, else layer_position (which patches all heads of a layer together).",
+    )
+    layers: Layers = None
+    heads: Heads = Field(
+        default=None, description="Heads L23H3 (k, v: L23KV1; neurons: L23N17); all of `layers` when absent."
+    )
+    positions: Positions | None = Field(
+        default=None,
+        description="Columns of the grid: integers, 'last', roles (S2), token texts, or 'all'; in layer_head patched "
+        "together. Absent: all, or the shared roles where prompts differ in length.",
+    )
+    metric: Metric = "logit_diff"
+    more_metrics: tuple[Metric, ...] = Field(default=(), description="Further metrics from the same pass.")
+    direction: Direction = "denoising"
+
+
+class PatchingResult(Result):
+    """What every cell does, and how the numbers were made."""
+
+    site: str = Field(description="Kind of activation that was patched.")
+    direction: str = Field(description="denoising: clean into corrupted; noising: corrupted into clean.")
+    shows: str = Field(description="What this direction shows.")
+    effects: tuple[MetricEffects, ...] = Field(description="One per metric, the primary first.")
+    stand_out: tuple[StandOut, ...] = Field(description="At most ten cells, largest first, that survive Holm at .05.")
+    positions: str = Field(description="Positions patched in each cell.")
+    tokens: tuple[str, ...] = Field(description="Tokens of the first prompt that is patched into.")
+    self_tests: tuple[SelfTest, ...] = Field(description="Identities checked on this model and these prompts.")
+    cost: SweepCost = Field(description="How it was computed and what it cost.")
+
+
+def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> CellGrid:
+    """The grid that the arguments ask for.
+
+    Raises:
+        BadArguments: a grid that the site does not have, or too many cells.
+        BadSite, BadPosition: a place the model or the prompts do not have.
+    """
+    check_site(Site(arguments.site, 0), shape)
+    if layout_of(arguments) == "layer_position":
+        if arguments.heads is not None:
+            raise BadArguments("the grid layer_position patches whole layers: leave `heads` out, or take another grid.")
+        layers = chosen_layers(arguments.layers, shape)
+        grid = by_layer_and_position(arguments.site, layers, _columns(arguments, prompts))
+    else:
+        grid = _cells_of_heads(arguments, shape, prompts)
+    if len(grid.cells) > MOST_CELLS:
+        raise BadArguments(f"the grid has {len(grid.cells)} cells, at most {MOST_CELLS}; choose `layers` or `heads`.")
+    return grid
+
+
+def _cells_of_heads(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> CellGrid:
+    if arguments.site not in LETTERS:
+        raise BadArguments(f"{arguments.site} has no heads: take the grid layer_position, or site 'head'.")
+    units = chosen_units(arguments.site, arguments.heads, arguments.layers, shape)
+    if layout_of(arguments) == "head_position":
+        return by_unit_and_position(units, _columns(arguments, prompts))
+    everywhere = arguments.positions in (None, "all")
+    return by_layer_and_head(units, shape, None if everywhere else together(_columns(arguments, prompts)))
+
+
+def _columns(arguments: Arguments, prompts: EncodedPrompts) -> tuple[Column, ...]:
+    """The positions asked for; by default every one, or the roles where positions of prompts do not correspond."""
+    if arguments.positions is not None:
+        return prompts.columns(arguments.positions)
+    same = len(set(prompts.clean.lengths)) == 1
+    return prompts.columns("all" if same or not prompts.roles else tuple(prompts.roles))
+
+
+def layout_of(arguments: Arguments) -> GridName:
+    """The grid asked for, or the usual one of the site."""
+    if arguments.grid is not None:
+        return arguments.grid
+    by_head = arguments.site in ("head", "q", "k", "v") or arguments.heads is not None
+    return "layer_head" if by_head else "layer_position"
+
+
+def run(context: Context, arguments: Arguments) -> PatchingResult:
+    """Patch every cell on every prompt.
+
+    Raises:
+        BadPrompts: no corrupted side, or an answer that a metric needs is absent.
+        BadArguments, BadSite, BadPosition: see `cells_of`.
+    """
+    from ..model.sweep import SweepPlan, sweep  # torch, only where a model is
+    from ..model.sweep_tests import between_runs, into_itself
+
+    model, budget = context.model, context.budget_bytes
+    names: tuple[MetricName, ...] = metric_names(arguments.metric, arguments.more_metrics)
+    prompts = encoded(context.prompts, model, arguments.bos, names, corrupted=True)
+    assert prompts.corrupted is not None
+    runs = (prompts.corrupted, prompts.clean)
+    base, source = runs if arguments.direction == "denoising" else runs[::-1]
+    grid = cells_of(arguments, model.info.shape, prompts)
+    plan = SweepPlan(
+        base=base, source=source, cells=grid.cells, metrics=bound_metrics(names, prompts, model, base),
+        read_at=base.last, seed=arguments.seed,
+    )  # fmt: skip
+    result = sweep(model, plan, context.progress, budget)
+    tests = (into_itself(model, plan, budget), *between_runs(model, plan, budget), *result.self_tests)
+    assert result.source_values is not None
+    context.keep("values", result.values, axes=("metric", "cell", "prompt"), unit="each metric's own")
+    values, plain, other = (t.double().numpy() for t in (result.values, result.base_values, result.source_values))
+    clusters = Clusters(prompts.clusters, seed=arguments.seed)
+    effects = tuple(
+        metric_effects(grid, name, UNITS[name], values[m], plain[m], other[m], clusters)
+        for m, name in enumerate(names)
+    )
+    found = stand_out(
+        [grid.name(c) for c in range(len(grid.cells))], (values[0] - plain[0]).T, prompts.clusters,
+        effects[0].fraction, grid.where, seed=arguments.seed,
+    )  # fmt: skip
+    return PatchingResult(
+        summary=_summary(arguments, effects[0], found, len(grid.cells), clusters),
+        warnings=(*failed(tests), *_warnings(effects, clusters, len(grid.cells)), *prompts.warnings),
+        site=arguments.site,
+        direction=arguments.direction,
+        shows=SHOWS[arguments.direction],
+        effects=effects,
+        stand_out=found,
+        positions="every position" if grid.cells[0].positions is None else _positions(arguments),
+        tokens=base.strings[0],
+        self_tests=tests,
+        cost=cost_of(model, plan, result),
+    )
+
+
+def plot(result: PatchingResult) -> Figure:
+    """Mean change of each metric over the grid."""
+    panels = tuple(
+        Heatmap(title=f"{e.metric}: change by patching {result.site} ({e.unit})", grid=e.change) for e in result.effects
+    )
+    first = result.effects[0]
+    gap = f"run patched into {first.base}, other run {first.other}"
+    return Figure(
+        title=f"Activation patching: {result.site}, {result.direction}",
+        caption=f"Mean change of the metric when one cell is patched, {result.direction}, {result.positions}; {gap}. "
+        f"{result.shows}",
+        panels=panels,
+    )
+
+
+def _positions(arguments: Arguments) -> str:
+    if arguments.positions in (None, "all"):
+        return "one position a cell"
+    named = ", ".join(map(str, arguments.positions))
+    return f"positions {named}, {'patched together' if layout_of(arguments) == 'layer_head' else 'one a cell'}"
+
+
+def _summary(
+    arguments: Arguments, effects: MetricEffects, found: tuple[StandOut, ...], cells: int, clusters: Clusters
+) -> str:
+    into, out_of = ("corrupted", "clean") if arguments.direction == "denoising" else ("clean", "corrupted")
+    return (
+        f"{effects.metric} is {effects.base} in the {into} run and {effects.other} in the {out_of} run. "
+        f"{in_words(found, cells, effects.unit, clusters.count)} {SHOWS[arguments.direction]} Effects of cells do not "
+        "add up, and patching shows where the difference between the prompts passes, not what is computed there."
+    )
+
+
+def _warnings(effects: tuple[MetricEffects, ...], clusters: Clusters, cells: int) -> tuple[str, ...]:
+    withheld = tuple(f"{e.metric}: {e.withheld}" for e in effects if e.withheld)
+    single = ("There is one cluster of prompts: no intervals and no test.",) if clusters.count < 2 else ()
+    return (*withheld, *single, *too_few(clusters.count, cells))
