@@ -179,7 +179,8 @@ def _lines(name: str, value: object, detail: Detail) -> list[str]:
             shown = [f"{k}: {_short(v)}" for k, v in list(value.items())[: _ROWS[detail]]]
             return [f"{label}: {'; '.join(shown)}{_more(len(value), detail)}"]
         case (Frozen(), *_):
-            return [f"{label}:", *(f"- {_row(v)}" for v in value[: _ROWS[detail]]), *_more_line(len(value), detail)]
+            rows = [line for v in value[: _ROWS[detail]] for line in _record(v, detail)]
+            return [f"{label}:", *rows, *_more_line(len(value), detail)]
         case str():
             return [f"{label}: {value}"]
         case Sequence():
@@ -187,6 +188,12 @@ def _lines(name: str, value: object, detail: Detail) -> list[str]:
             return [f"{label}: {shown}{_more(len(value), detail)}"]
         case _:
             return [f"{label}: {_short(value)}"]
+
+
+def _record(record: Frozen, detail: Detail) -> list[str]:
+    """One record of a list: a line, and the cells of its first grid (the others describe the same cells)."""
+    grids = [v for n in type(record).model_fields if isinstance(v := getattr(record, n), Grid)]
+    return [f"- {_row(record)}", *(f"  {_grid(g, detail)}" for g in grids[:1])]
 
 
 def _grid(grid: Grid, detail: Detail) -> str:
@@ -219,7 +226,11 @@ def _row(record: Frozen, most: int = _FEW) -> str:
     if isinstance(record, Cell):
         return _cell(record)
     shown = {n: getattr(record, n) for n in type(record).model_fields}
-    return ", ".join(f"{n} {_short(v, most)}" for n, v in shown.items() if v not in (None, (), {}, ""))
+    return ", ".join(f"{n} {_short(v, most)}" for n, v in shown.items() if not _left_out(v))
+
+
+def _left_out(value: object) -> bool:
+    return value in (None, (), {}, "") or isinstance(value, Grid)
 
 
 def _short(value: object, most: int = _FEW) -> str:
@@ -232,8 +243,6 @@ def _short(value: object, most: int = _FEW) -> str:
             return str(value)
         case Cell():
             return _cell(value)
-        case Grid():
-            return f"{value.name} ({' x '.join(map(str, value.shape))})"
         case Frozen():
             return f"({_row(value)})"
         case list() | tuple():

@@ -5,7 +5,6 @@ Jobs belong to the server and outlive a client's connection; finished results al
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -110,10 +109,12 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._last = 0
 
     def start(self, group: TaskGroup, tool: str, work: Work) -> Job:
         """Begin a call in the background."""
-        job = Job(f"j-{secrets.token_hex(3)}", tool)
+        self._last += 1
+        job = Job(f"j-{self._last:04d}", tool)
         self._jobs[job.handle] = job
         self._forget_old()
         group.start_soon(self._carry_out, job, work)

@@ -1,7 +1,7 @@
 """The worker process, seen from the server: started in the background, one call at a time, cancelled, killed, replaced.
 
-A call that is cancelled asks the worker to stop and, if it does not within `PATIENCE` seconds, kills it. A worker that
-ended is replaced at the next call, which loads the model it needs again.
+A call that is cancelled asks the worker to stop; if it does not within `PATIENCE` seconds, it is killed and replaced. A
+worker that ended by itself is replaced at the next call. Models are loaded again by the calls that name them.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ class Session:
         except TimeoutError:
             log.warning("the worker did not stop within %.1f s and was killed", PATIENCE)
             await self._kill()
+            await self._ensure()  # its imports run while the caller thinks
         except WorkerDied:
             pass
 

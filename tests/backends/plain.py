@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from anatomist.model.edits import Edit
+from anatomist.model.tokens import Tokens
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
-
-from anatomist.model.edits import Edit
-from anatomist.model.tokens import Tokens
 
 At = Callable[[str, int | None, Tensor], Tensor]
 _active: list[At] = []

@@ -9,7 +9,6 @@ from functools import cache
 
 import pytest
 import torch
-
 from anatomist.errors import BadArguments, BadPosition, BadSite, NotFinite, Unsupported
 from anatomist.model.backends.local import LocalModel
 from anatomist.model.backends.nnsight import NNsightModel
@@ -17,6 +16,7 @@ from anatomist.model.edits import Edit, Rule
 from anatomist.model.protocol import Model, Weights
 from anatomist.model.sites import INDEXED, KINDS, WHOLE_MODEL, Site, SiteKind, list_sites
 from anatomist.model.tokens import Tokens
+
 from tests.backends.families import FAMILIES
 from tests.backends.plain import Plain
 from tests.backends.toy_forms import toy_of_gpt2
@@ -183,12 +183,16 @@ def test_an_edit_at_every_kind_of_place_acts_as_in_the_plain_model(pair: tuple[M
         return
     site = Site(kind, some_layer(model, kind))
     value = value_for(model, site, "add", 1, 2)
-    check_edit_agrees(model, plain, Edit(site=site, rule="add", rows=(1,), positions=(2, 4), value=value, factor=0.7), 2)
+    check_edit_agrees(
+        model, plain, Edit(site=site, rule="add", rows=(1,), positions=(2, 4), value=value, factor=0.7), 2
+    )
     if kind in INDEXED:
         check_edit_agrees(model, plain, Edit(site=site._replace(index=1), rule="scale", factor=0.5), 9 + 6)
 
 
-@pytest.mark.parametrize("pair", [("llama", "local"), ("llama", "nnsight"), ("gpt2", "toy")], ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "pair", [("llama", "local"), ("llama", "nnsight"), ("gpt2", "toy")], ids="-".join, indirect=True
+)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("site", [Site("resid_post", 1), Site("head", 1, 2)], ids=str)
 def test_every_rule_acts_as_in_the_plain_model(pair: tuple[Model, Plain], site: Site, rule: Rule) -> None:
@@ -261,7 +265,9 @@ def test_a_gradient_reaches_one_head_and_an_edit_value(pair: tuple[Model, Plain]
     steer = Edit(site=Site("resid_post", 0), rule="add", value=value)
     run = model.run(TOKENS, read=[part, whole], edits=[steer], logits_at=TOKENS.last, gradients=True)
     assert run.logits is not None
-    of_part, of_whole, of_value = torch.autograd.grad(run.logits[:, 7].sum(), [run.reads[part], run.reads[whole], value])
+    of_part, of_whole, of_value = torch.autograd.grad(
+        run.logits[:, 7].sum(), [run.reads[part], run.reads[whole], value]
+    )
     close(of_part, of_whole[:, :, 2])
     assert float(of_part.abs().max()) > 0
     assert float(of_value.abs().max()) > 0

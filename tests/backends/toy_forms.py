@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
-
 from anatomist.model.backends.hf_weights import HFWeights
 from anatomist.model.backends.toy import ToyBlock, ToyModel, ToyWeights
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 CARRIER = 1e4
 

@@ -74,5 +74,5 @@ async def test_cancelling_what_has_ended_changes_nothing() -> None:
 
 @pytest.mark.bad_input
 def test_an_unknown_job_lists_those_that_exist() -> None:
-    with pytest.raises(UnknownName, match="unknown job 'j-000000'.*list_runs"):
-        Jobs().find("j-000000")
+    with pytest.raises(UnknownName, match="unknown job 'j-0009'.*list_runs"):
+        Jobs().find("j-0009")

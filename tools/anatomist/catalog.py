@@ -22,6 +22,7 @@ from .operation import Outcome, Where
 from .result import Frozen, Result
 
 Kind = Literal["technique", "operation"]
+_FAULTS = 8  # told at once
 _SHOWN = 80  # characters of a refused value that are repeated in an error
 
 
@@ -114,7 +115,7 @@ def parse_arguments(entry: Entry, arguments: Mapping[str, object]) -> Frozen:
         return entry.arguments.model_validate(dict(arguments))
     except ValidationError as error:
         fields = tuple(entry.arguments.model_fields)
-        told = list(dict.fromkeys(_explain(e, entry) for e in _one_per_argument(error.errors(include_url=False))))
+        told = list(dict.fromkeys(_explain(e, entry) for e in _meant(error.errors(include_url=False))))
         takes = ", ".join(fields) or "no arguments"
         raise BadArguments(
             f"{entry.name}: {'; '.join(told)}. It takes: {takes}. "
@@ -174,14 +175,13 @@ def _result_class(module: ModuleType, base: type[Frozen]) -> type[Frozen]:
     return own[0]
 
 
-def _one_per_argument(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Of the errors of a union's branches keep the one that came furthest into the value: it is the branch meant."""
-    best: dict[object, ErrorDetails] = {}
+def _meant(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Of the errors of a union's branches those that came furthest into the value: theirs is the branch meant."""
+    depth: dict[object, int] = {}
     for error in errors:
-        key = (error["loc"][0] if error["loc"] else "", error["type"] == "extra_forbidden" and len(error["loc"]) == 1)
-        if key not in best or len(error["loc"]) > len(best[key]["loc"]):
-            best[key] = error
-    return list(best.values())
+        key = error["loc"][:1]
+        depth[key] = max(depth.get(key, 0), len(error["loc"]))
+    return [e for e in errors if len(e["loc"]) == depth[e["loc"][:1]]][:_FAULTS]
 
 
 def _explain(error: ErrorDetails, entry: Entry) -> str:
@@ -190,6 +190,8 @@ def _explain(error: ErrorDetails, entry: Entry) -> str:
         return str(UnknownName.of("argument", where, entry.arguments.model_fields)).rstrip(". ")
     if error["type"] == "missing":
         return f"argument {where!r} is missing{_meaning(entry, error['loc'])}"
+    if error["type"] == "extra_forbidden":
+        return f"argument {where!r} is no such field"
     value = repr(error["input"])
     shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
     return f"argument {where!r} is {shown}: {error['msg'].lower()}{_meaning(entry, error['loc'])}"

@@ -19,7 +19,8 @@ class Heatmap(Frozen):
     diverging: bool = True
     text: tuple[str, ...] | None = Field(default=None, description="Row-major text written in the cells.")
     domain: tuple[float, float] | None = Field(
-        default=None, description="Ends of the colour scale; the grid's own when absent. Panels with the same share a legend."
+        default=None,
+        description="Ends of the colour scale; the grid's own when absent. Panels with the same one share a legend.",
     )
 
     @model_validator(mode="after")

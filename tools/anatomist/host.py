@@ -253,7 +253,8 @@ class Host(Desk):
         progress(0, 1, f"{entry.name}: preparing {arguments.model}")
         model = self.model(arguments.model, progress)
         loaded = self._loaded(arguments.model)
-        prompts = self.resolve(p, getattr(arguments, "split", "discovery")) if (p := _prompts(arguments)) else None
+        named = getattr(arguments, "prompts", None)
+        prompts = None if named is None else self.resolve(named, getattr(arguments, "split", "discovery"))
         tokens = model.tokenize([x.clean for x in prompts.chosen.prompts], bos=_bos(arguments)) if prompts else None
         cost = self.cost(entry, arguments, tokens.n_rows if tokens else 1, tokens.width if tokens else 1)
         self._check_room_to_run(entry, cost, loaded.info.device)
@@ -326,10 +327,6 @@ class Host(Desk):
             f"{name} ran out of memory ({in_bytes(memory_available())} free now): {str(error).splitlines()[0][:200]}. "
             "Use fewer or shorter prompts, or unload a model; estimate_compute shows what it takes."
         )
-
-
-def _prompts(arguments: Arguments) -> object:
-    return getattr(arguments, "prompts", None)
 
 
 def _bos(arguments: Arguments) -> bool | None:

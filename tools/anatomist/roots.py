@@ -35,15 +35,17 @@ class Roots:
         """
         given = Path(path).expanduser()
         places = [given] if given.is_absolute() else [Path.cwd() / given, *(folder / given for folder in self.folders)]
-        inside = [real for place in places if self.holds(real := place.resolve())]
-        if not inside:
+        real = [place.resolve() for place in places]
+        inside = [place for place in real if self.holds(place)]
+        there = [place for place in real if place.exists()]
+        for place in inside:
+            if place in there:
+                return place
+        if there or not inside:
             raise OutsideRoots(
                 f"{str(path)!r} is outside the folders that may be read: {', '.join(map(str, self.folders))}. Copy it "
                 f"into one of them, or allow its folder with --allow or the variable {ALLOW_VARIABLE}."
             )
-        for real in inside:
-            if real.exists():
-                return real
         raise Unavailable(f"{str(path)!r} does not exist (looked for {', '.join(map(str, inside))}); check the name.")
 
     def holds(self, real: Path) -> bool:

@@ -165,8 +165,8 @@ class Store:
         try:
             yield writer
             writer.finish_arrays()
-            (folder / _OWNER).unlink()
             folder.rename(self.folder / run_id)
+            (self.folder / run_id / _OWNER).unlink()  # a kill before this leaves a whole run with one file more
         except BaseException:
             writer.abandon()
             raise
@@ -214,7 +214,7 @@ class Store:
             number += 1
 
     def _sweep(self) -> None:
-        """Remove what killed writers left."""
+        """Remove what killed writers left; the lock is held."""
         for entry in os.scandir(self.folder):
             if entry.name.endswith(_SUFFIX) and _is_abandoned(Path(entry.path)):
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -238,17 +238,19 @@ def _owner() -> Mapping[str, object]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that wrote it has ended; by age alone where it cannot be asked."""
-    old = _age(folder) > ABANDONED_SECONDS
+    """Whether the process that wrote it has ended; by age where it ran on another machine."""
     try:
         owner = json.loads((folder / _OWNER).read_text())
         if owner["machine"] != socket.gethostname():
-            return old
+            return _age(folder) > ABANDONED_SECONDS
         return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) > 1.0  # the number was given again
     except psutil.NoSuchProcess:
         return True
-    except (OSError, ValueError, KeyError):  # killed before it signed, or signing at this moment
-        return old
+    except OSError:
+        # Signed under the lock that is ours now: without a signature its owner was killed, or it was just renamed.
+        return folder.exists()
+    except (ValueError, KeyError):
+        return True
 
 
 def _age(folder: Path) -> float:

@@ -1,8 +1,8 @@
 """Effects of a sweep's cells: raw change, fraction of the gap, intervals, and which cells stand out.
 
 x: metric with the edit; base: of the run that is edited; other: of the run it is compared with. Means run over prompts.
-change = mean(x - base); fraction = mean(x - base) / mean(other - base), a ratio of means (ground: a mean of ratios is
-ruled by the prompts whose gap is near 0). p-values are sign flips of whole clusters, adjusted over cells by Holm.
+change = mean(x - base); fraction = mean(x - base) / mean(other - base), a ratio of means (a mean of ratios is ruled by
+the prompts whose gap is near 0). p-values are sign flips of whole clusters, adjusted over cells by Holm.
 """
 
 from __future__ import annotations
@@ -49,22 +49,25 @@ class StandOut(Frozen):
 
 def metric_effects(
     cells: CellGrid, metric: str, unit: str, values: ndarray, base: ndarray, other: ndarray | None, clusters: Clusters,
-    *, fraction_of: str = "gap",
 ) -> MetricEffects:  # fmt: skip
-    """Effects of one metric: values [cells, B], base [B], other [B] (zeros to compare with the baseline itself)."""
+    """Effects of one metric: values [cells, B], base [B], other [B]. Without another run (ablations) the gap is the
+    baseline itself, down to 0: the fraction is the share of the baseline that is lost."""
     change = clusters.means((values - base).T)
     shares = normalised(values.T, base, other if other is not None else base * 0, clusters)
     fraction = None if shares.intervals is None else shares.intervals.mean
+    of = "fraction of the gap" if other is not None else "fraction of the baseline lost"
+    before = clusters.means(base).estimate()
+    gap = f"the gap between the runs, {shares.gap}," if other is not None else f"the baseline, {before},"
     return MetricEffects(
         metric=metric,
         unit=unit,
-        base=clusters.means(base).estimate(),
+        base=before,
         other=None if other is None else clusters.means(other).estimate(),
         change=cells.fill(f"change of {metric}", unit, change.mean),
         low=_side(cells, f"lower end, change of {metric}", unit, change.low),
         high=_side(cells, f"upper end, change of {metric}", unit, change.high),
-        fraction=_side(cells, f"fraction of the {fraction_of}", f"fraction of the {fraction_of}", fraction),
-        withheld=None if shares.withheld is None else shares.withheld.replace("the gap", f"the {fraction_of}"),
+        fraction=_side(cells, of, of, fraction),
+        withheld=None if shares.intervals is not None else f"no fractions are given, for {gap} has 0 in its interval.",
     )
 
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from ..figures import Bars, Lines, Scatter
 from .labels import index_axis, shown, width
 from .parts import Part
+from .theme import LABEL
 
 Row = dict[str, object]
 LINES_WIDTH, HEIGHT = 460.0, 230.0
 BARS_WIDTH, BAR = 340.0, 17.0
 SQUARE = 330.0
 DOTS = 45  # points on a line up to which each is marked
-NAMED = 8  # points of a scatter that are labelled when not all can be
+NAMED = 10  # points of a scatter that are labelled at most
+OUTLYING = 6.0  # squared distance from the middle, in spreads, from which a point is labelled among many
 
 
 def lines(panel: Lines) -> Part:
@@ -30,7 +32,8 @@ def lines(panel: Lines) -> Part:
         axis = index_axis(panel.x_title, labels, wide / max(1, len(labels)), flat=True)
         x = {"field": "x", "type": "ordinal", "axis": axis, "scale": {"padding": 0.4}}
     y = _measure(panel.y_title, panel.log_y)
-    legend = {"title": None, "symbolStrokeWidth": 3, "symbolType": "stroke"} if len(panel.series) > 1 else None
+    stroke = {"title": None, "symbolStrokeWidth": 3, "symbolOpacity": 1, "symbolType": "stroke"}
+    legend = stroke if len(panel.series) > 1 else None
     names = [s.name for s in panel.series]
     colour = {"field": "name", "type": "nominal", "scale": {"domain": names}, "legend": legend}
     tooltip = [_tip("name", "series"), _tip("label", panel.x_title), _number("v", panel.y_title)]
@@ -85,7 +88,7 @@ def scatter(panel: Scatter) -> Part:
     ends = [min(s[0] for s in sides), max(s[1] for s in sides)]
     x, y = (_measure(title) | {"field": f} for f, title in (("x", panel.x_title), ("y", panel.y_title)))
     tooltip = [_tip("label", "point"), _number("x", panel.x_title), _number("y", panel.y_title)]
-    colour: Row = {"value": "#0072b2"}
+    colour: Row = {"datum": panel.title, "legend": None}
     if panel.groups:
         domain = list(dict.fromkeys(panel.groups))
         colour = {"field": "g", "type": "nominal", "scale": {"domain": domain}, "legend": {"title": None}}
@@ -154,16 +157,25 @@ def _points(panel: Scatter) -> list[Row]:
 
 
 def _furthest(panel: Scatter) -> set[int]:
-    """Indices of the points furthest from the middle, in spreads of each axis."""
+    """Indices of the points furthest from the middle, in spreads of each axis, whose names do not overlap."""
     n = len(panel.x)
-    if n <= NAMED:
-        return set(range(n))
-    far = [0.0] * n
+    far, across, up = [0.0] * n, _pixels(panel.x), _pixels(panel.y)
     for side in (panel.x, panel.y):
-        mean = sum(side) / n
-        spread = (sum((v - mean) ** 2 for v in side) / n) ** 0.5 or 1.0
+        mean = sum(side) / max(1, n)
+        spread = (sum((v - mean) ** 2 for v in side) / max(1, n)) ** 0.5 or 1.0
         far = [f + ((v - mean) / spread) ** 2 for f, v in zip(far, side, strict=True)]
-    return set(sorted(range(n), key=lambda i: -far[i])[:NAMED])
+    named: list[int] = []
+    for i in sorted(range(n), key=lambda i: -far[i]):
+        reach = width([panel.labels[i]]) + 8
+        clear = all(abs(across[i] - across[j]) > reach or abs(up[i] - up[j]) > LABEL + 3 for j in named)
+        if clear and len(named) < NAMED and (far[i] > OUTLYING or n <= NAMED):
+            named.append(i)
+    return set(named)
+
+
+def _pixels(side: Sequence[float]) -> list[float]:
+    low, high = min(side, default=0.0), max(side, default=0.0)
+    return [SQUARE * (v - low) / ((high - low) or 1.0) for v in side]
 
 
 def _tip(field: str, title: str) -> Row:

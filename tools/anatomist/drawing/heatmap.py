@@ -10,10 +10,10 @@ STRONG = 0.6  # share of the colour scale from which text is drawn in the light 
 TEXT_LIMIT = 11  # characters of a text in a cell
 
 
-def heatmap(panel: Heatmap, *, legend: bool = True) -> Part:
-    """Rows from top to bottom, columns from left to right, in the grid's order."""
+def heatmap(panel: Heatmap, *, legend: bool = True, largest: float = 30.0) -> Part:
+    """Rows from top to bottom, columns from left to right, in the grid's order; `largest`: pixels of a cell."""
     rows, columns = panel.grid.axes
-    wide, high = _cell_size(panel)
+    wide, high = _cell_size(panel, largest)
     x = {"field": "c", "type": "ordinal", "axis": index_axis(columns.name, columns.labels, wide, flat=True)}
     y = {"field": "r", "type": "ordinal", "axis": index_axis(rows.name, rows.labels, high, flat=False)}
     tooltip = [
@@ -23,14 +23,13 @@ def heatmap(panel: Heatmap, *, legend: bool = True) -> Part:
     ]
     if panel.text is not None:
         tooltip.append({"field": "t", "title": "text", "type": "nominal"})
-    layers: list[dict[str, object]] = [
-        {"mark": {"type": "rect", "style": "cell-empty"}, "transform": [{"filter": "datum.v === null"}]},
-        {
-            "mark": {"type": "rect"},
-            "transform": [{"filter": "datum.v !== null"}],
-            "encoding": {"color": _colour(panel, legend, high * len(rows.labels)), "tooltip": tooltip},
-        },
-    ]
+    cells: dict[str, object] = {
+        "mark": {"type": "rect"},
+        "transform": [{"filter": "datum.v !== null"}],
+        "encoding": {"color": _colour(panel, legend, high * len(rows.labels)), "tooltip": tooltip},
+    }
+    empty = {"mark": {"type": "rect", "style": "cell-empty"}, "transform": [{"filter": "datum.v === null"}]}
+    layers = [empty, cells] if panel.grid.values is None or None in panel.grid.values else [cells]
     if panel.text is not None:
         layers += [_text("on-pale", "!datum.s"), _text("on-strong", "datum.s")]
     body = {
@@ -55,10 +54,10 @@ def domain(panel: Heatmap) -> tuple[float, float]:
 
 def _colour(panel: Heatmap, legend: bool, height: float) -> dict[str, object]:
     low, high = domain(panel)
-    scale: dict[str, object] = {"domain": [low, high], "clamp": True}
+    scale: dict[str, object] = {"domain": [low, high], "clamp": True, "interpolate": "rgb"}
     if panel.diverging:
         scale |= {"domainMid": 0}
-    drawn = {"title": _wrapped(panel.grid.unit), "gradientLength": max(70, min(170, int(height)))}
+    drawn = {"title": _wrapped(panel.grid.unit), "gradientLength": max(70, min(170, int(height))), "tickCount": 5}
     return {"field": "v", "type": "quantitative", "scale": scale, "legend": drawn if legend else None}
 
 
@@ -102,12 +101,12 @@ def _short(text: str) -> str:
     return plain if len(plain) <= TEXT_LIMIT else plain[: TEXT_LIMIT - 1] + "…"
 
 
-def _cell_size(panel: Heatmap) -> tuple[float, float]:
-    """Pixels of a cell: large where there are few, never so small that a picture has no size."""
+def _cell_size(panel: Heatmap, largest: float) -> tuple[int, int]:
+    """Whole pixels of a cell (no seams): large where there are few, never so small that a picture has no size."""
     n_rows, n_columns = panel.grid.shape
     if panel.text is not None:
         longest = max((len(_short(t)) for t in panel.text), default=1)
-        return max(26.0, longest * CHARACTER + 8), 17.0
-    wide = min(30.0, max(3.0, 620 / max(1, n_columns)))
-    high = min(24.0, max(3.0, 430 / max(1, n_rows)))
+        return int(max(26.0, longest * CHARACTER + 8)), 17
+    wide = int(min(largest, max(2.0, 620 / max(1, n_columns))))
+    high = int(min(0.8 * largest, max(2.0, 440 / max(1, n_rows))))
     return (wide, wide) if n_rows == n_columns else (wide, min(high, wide))

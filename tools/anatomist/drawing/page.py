@@ -12,6 +12,7 @@ from .render import VEGALITE
 from .specification import spec
 from .theme import PALETTES, config
 
+_GLOBALS = "window.vegaEmbed = vegaEmbed;"
 _HELPER = """
 window.anatomistDraw = (id, spec) => {
   const dark = matchMedia('(prefers-color-scheme: dark)');
@@ -32,7 +33,7 @@ def bundle() -> str:
 
     themes = {name.upper(): config(name, transparent=True) for name in PALETTES}
     constants = "".join(f"const {name} = {_json(value)};" for name, value in themes.items())
-    script = f"(() => {{\n{javascript_bundle(vl_version=VEGALITE)}\n{constants}{_HELPER}}})();"
+    script = f"(() => {{\n{javascript_bundle(snippet=_GLOBALS, vl_version=VEGALITE)}\n{constants}{_HELPER}}})();"
     return re.sub(r"</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 

@@ -13,6 +13,5 @@ def png(figure: Figure, *, scale: float = 2.0, theme: Theme = "light") -> bytes:
     """The picture with title and caption; `scale` is pixels per drawn pixel."""
     from vl_convert import vegalite_to_png
 
-    return vegalite_to_png(
-        spec(figure), vl_version=VEGALITE, scale=scale, config=config(theme), allowed_base_urls=[]
-    )
+    drawn = config(theme) | {"aria": False}  # nothing reads a picture's labels aloud, and writing them takes time
+    return vegalite_to_png(spec(figure), vl_version=VEGALITE, scale=scale, config=drawn, allowed_base_urls=[])

@@ -12,13 +12,15 @@ from .parts import Part
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 Panel = Heatmap | Lines | Bars | Scatter
 SIDE = 90.0  # pixels that axes and a legend take beside a panel
+FEW, MANY = 30.0, 18.0  # pixels of a heat map cell, among few and many panels
 LETTER = 5.6  # pixels of a caption's character
 
 
 def spec(figure: Figure, *, words: bool = True) -> dict[str, object]:
     """The Vega-Lite specification; `words=False` leaves title and caption to the page it stands in."""
     shared = _one_scale(figure)
-    parts = [_part(panel, legend=not shared or i == len(figure.panels) - 1) for i, panel in enumerate(figure.panels)]
+    last, largest = len(figure.panels) - 1, FEW if len(figure.panels) <= 2 else MANY
+    parts = [_part(p, legend=not shared or i == last, largest=largest) for i, p in enumerate(figure.panels)]
     views = [_titled(part, panel) for part, panel in zip(parts, figure.panels, strict=True)]
     out: dict[str, object] = {"$schema": SCHEMA}
     if words:
@@ -34,10 +36,10 @@ def spec(figure: Figure, *, words: bool = True) -> dict[str, object]:
     return out | {"concat": views, "columns": columns, "align": "none" if columns == 1 else "each"} | _resolve(shared)
 
 
-def _part(panel: Panel, *, legend: bool) -> Part:
+def _part(panel: Panel, *, legend: bool, largest: float) -> Part:
     match panel:
         case Heatmap():
-            return heatmap(panel, legend=legend)
+            return heatmap(panel, legend=legend, largest=largest)
         case Lines():
             return lines(panel)
         case Bars():

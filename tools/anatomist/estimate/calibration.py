@@ -17,7 +17,8 @@ from ..result import Frozen
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOW, HIGH = 8, 256  # rows of the two products
+LOW, HIGH = 4, 128  # rows of the two products
+MATRIX_BYTES = 32 * 1024**2  # too large for the caches of most processors, as a model's weights are
 _SECONDS = 0.02  # to spend on each
 
 
@@ -36,7 +37,8 @@ class Rate(Frozen):
 def measured_rate(model: Model) -> Rate:
     """The rate on a model's own device, dtype and weights (its embedding, which every model has)."""
     table = model.weights.embed()
-    matrix = table[: min(4096, table.shape[0])].mT.detach()  # [D, n], as an MLP or unembedding would be read
+    columns = MATRIX_BYTES // (table.shape[1] * table.element_size())
+    matrix = table[:columns].mT.detach()  # [D, n], as an unembedding is read
     left = table[:1].detach().expand(HIGH, -1).contiguous()
 
     def product(rows: int) -> None:
@@ -50,7 +52,7 @@ def machine_rate() -> Rate:
     """The rate of float32 products without torch, for estimates before any model is loaded."""
     import numpy
 
-    d, n = 576, 1536
+    d, n = 1024, 8192
     matrix, left = numpy.ones((d, n), numpy.float32), numpy.ones((HIGH, d), numpy.float32)
 
     def product(rows: int) -> None:

@@ -16,6 +16,10 @@ NAMED = (
 )  # fmt: skip
 
 
+PREPARING = 2.0  # seconds to wrap a model and measure its parity, on two cores
+DISK_RATE = 0.5e9  # bytes a second at which weights are read and converted, on two cores
+
+
 class Work(NamedTuple):
     """How much of it."""
 
@@ -36,7 +40,9 @@ def cost_of_named(operation: str, s: Sizes, work: Work, rate: Rate) -> Cost:
     shape = f"{rows} prompts of {tokens} tokens"
     match operation:
         case "load":
-            return cost([], 0.0, 1, s, rate, "reading the weights once; the weights are counted apart")
+            seconds = PREPARING + f.weight_bytes(s) / DISK_RATE
+            basis = f"reading {DISK_RATE / 1e9} GB/s and {PREPARING:.0f} s to prepare and prove it; a rough figure"
+            return Cost(parts=(), peak_bytes=0, flops=0.0, seconds=seconds, basis=basis)
         case "forward":
             parts = [_logits(s, rows, tokens), _work(s, rows, tokens)]
             return cost(parts, f.forward_flops(s, rows, tokens), 1, s, rate, f"one pass over {shape}, all logits")

@@ -64,10 +64,12 @@ def find(
     """
     if name in OFFLINE:
         return Source(name, name, offline_folder(name, progress), ours=True)
+    if not name.strip():
+        raise _unknown(name, known, "the name is empty")
     if _looks_like_path(name):
         return _local(name, roots, progress)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    if near or not name.strip():
+    if near:
         raise UnknownName.of("model", name, known, "A local folder or a hub id ('owner/name') also works.")
     return _from_hub(name, known, revision)
 
@@ -90,6 +92,7 @@ def read_checkpoint(source: Source, dtype: torch.dtype | None, device: torch.dev
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.folder, dtype=dtype or "auto", attn_implementation="eager", use_safetensors=True,
                 trust_remote_code=False, local_files_only=True, output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
             )  # fmt: skip
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise CorruptFile(f"{source.folder} could not be read: {_first_line(error)} {again}") from error
@@ -217,12 +220,12 @@ def _check_weights(folder: Path, again: str) -> None:
 
 def _check_complete(report: dict[str, Any], source: Source, again: str) -> None:
     """Transformers fills missing weights with random numbers; we do not."""
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        raise CorruptFile(
-            f"{source.folder} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be "
-            f"drawn at random. {again}"
-        )
+    missing = sorted(str(name) for name in report.get("missing_keys") or ())
+    misshapen = sorted(f"{name} has shape {list(found)}, not {list(wanted)}" for name, found, wanted in
+                       report.get("mismatched_keys") or ())  # fmt: skip
+    if missing or misshapen:
+        wrong = f"lacks {len(missing)} of the model's weights ({', '.join(missing[:3])})" if missing else misshapen[0]
+        raise CorruptFile(f"{source.folder}: {wrong}; such weights would be drawn at random. {again}")
 
 
 def _weights_sha256(source: Source) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +30,7 @@ from .protocol import Model
 from .sites import Site, SiteKind
 from .sweep_generic import GenericEngine
 from .sweep_plan import SWEEPABLE, Cell, Engine, Measured, SweepPlan, SweepProgress, Work, check_plan
+from .tokens import first_difference
 
 Path = Literal["generic", "fast", "fast+shared-prefix"]
 BUDGET = 2 * 1024**3  # bytes beyond the weights, where the caller names none
@@ -88,7 +90,7 @@ def sweep(
     """
     start = time.perf_counter()
     check_plan(plan, model.info)
-    engine, reason = choose(model, plan, path)
+    engine, reason = choose(model, plan, path, progress)
     with torch.no_grad():
         measured = engine.measure(plan, progress, budget_bytes)
         _check(plan, measured)
@@ -101,11 +103,13 @@ def sweep(
     )  # fmt: skip
 
 
-def choose(model: Model, plan: SweepPlan, path: Literal["auto", "generic"] = "auto") -> tuple[Engine, str]:
+def choose(
+    model: Model, plan: SweepPlan, path: Literal["auto", "generic"] = "auto", progress: SweepProgress = silent
+) -> tuple[Engine, str]:
     """The engine for this plan, and why."""
     if path == "generic":
         return GenericEngine(model), "the generic path was asked for"
-    proof = prove(model)
+    proof = prove(model, progress)
     if not proof.fast:
         return GenericEngine(model), proof.reason
     engine = fast_engine(model)
@@ -119,28 +123,31 @@ def fast_engine(model: Model) -> Engine:
     Raises:
         Unsupported: the architecture is not one the fast engine knows.
     """
-    try:
-        from .fast import engine
-    except ImportError as error:
-        raise Unsupported(f"no fast engine ({error})") from error
+    from .fast import engine
+
     return engine(model)
 
 
 _PROOFS: weakref.WeakKeyDictionary[Model, Proof] = weakref.WeakKeyDictionary()
 
 
-def prove(model: Model) -> Proof:
+def prove(model: Model, progress: SweepProgress = silent) -> Proof:
     """Compare random cells of every kind of place between both engines; kept per model.
 
     The tolerance is 1e-4 in float32; in narrower types four rounding steps of the largest logit.
     """
     if model not in _PROOFS:
         with torch.no_grad():
-            _PROOFS[model] = _prove(model)
+            _PROOFS[model] = _prove(model, at_the_start(progress, "comparing the fast engine with whole passes"))
     return _PROOFS[model]
 
 
-def _prove(model: Model) -> Proof:
+def at_the_start(progress: SweepProgress, what: str) -> SweepProgress:
+    """Progress of a preliminary: it moves no bar, and it can be cancelled."""
+    return lambda done, total, _: progress(0, 1, what)
+
+
+def _prove(model: Model, progress: SweepProgress) -> Proof:
     try:
         engine = fast_engine(model)
     except Unsupported as error:
@@ -149,7 +156,7 @@ def _prove(model: Model) -> Proof:
     for plan in _proof_plans(model):
         if engine.refuses(plan):
             continue
-        a, b = engine.measure(plan, silent, BUDGET), GenericEngine(model).measure(plan, silent, BUDGET)
+        a, b = (e.measure(plan, progress, BUDGET) for e in (engine, GenericEngine(model)))
         tolerance = max(tolerance, tolerance_of(model, b.values))
         worst = max(worst, float((a.values - b.values).abs().max()), float((a.base_values - b.base_values).abs().max()))
         cells += len(plan.cells)
@@ -171,7 +178,7 @@ def tolerance_of(model: Model, values: Float[Tensor, "*any"]) -> float:
 
 
 def _proof_plans(model: Model) -> list[SweepPlan]:
-    """Random cells of every kind, patched between two random runs with a shared beginning, and zeroed."""
+    """Random cells of every kind, patched between two random runs with a shared beginning, and some of them zeroed."""
     chosen = random.Random(0)
     n_vocab = model.info.d_vocab
     base = [[chosen.randrange(n_vocab) for _ in range(n)] for n in PROOF_LENGTHS]
@@ -181,7 +188,7 @@ def _proof_plans(model: Model) -> list[SweepPlan]:
     metric = (Metric("logit_diff", [(a,) for a, _ in pairs], [(b,) for _, b in pairs]),)
     cells = tuple(c for kind in sorted(SWEEPABLE & set(model.info.sites)) for c in _random_cells(model, kind, chosen))
     patch = SweepPlan(base=runs[0], source=runs[1], cells=cells, metrics=metric, read_at=runs[0].last)
-    return [patch, replace(patch, rule="zero", source=None)]
+    return [patch, replace(patch, rule="zero", source=None, cells=cells[1::3])]
 
 
 def _random_cells(model: Model, kind: SiteKind, chosen: random.Random) -> list[Cell]:
@@ -218,7 +225,7 @@ def _spot_check(
     """A few random cells of this very sweep, by whole forward passes."""
     chosen = random.Random(plan.seed)
     rows = sorted(chosen.sample(range(plan.base.n_rows), min(SPOT_ROWS, plan.base.n_rows)))
-    cells = sorted(chosen.sample(range(len(plan.cells)), min(SPOT_CELLS, len(plan.cells))))
+    cells = sorted({*chosen.sample(range(len(plan.cells)), min(SPOT_CELLS, len(plan.cells))), *_skipped(plan, rows)})
     plain = GenericEngine(model).measure(plan.some(cells, rows), silent, budget_bytes)
     difference = float((plain.values - measured.values[:, cells][:, :, rows]).abs().max())
     tolerance = tolerance_of(model, plain.values)
@@ -226,7 +233,19 @@ def _spot_check(
     return (SelfTest(name=name, expected=0, found=difference, tolerance=tolerance, passed=difference <= tolerance),)
 
 
+def _skipped(plan: SweepPlan, rows: Sequence[int]) -> list[int]:
+    """The last cell that lies wholly before the first difference of one of the rows: proof that it changes nothing."""
+    if not plan.shares_prefix or plan.source is None:
+        return []
+    starts = {b: first_difference(plan.base.ids[b], plan.source.ids[b]) for b in rows}
+    before = [
+        c for c, cell in enumerate(plan.cells)
+        if cell.positions is not None and any(max(cell.positions[b]) < starts[b] for b in rows)
+    ]  # fmt: skip
+    return before[-1:]
+
+
 __all__ = [
-    "BUDGET", "Cell", "Engine", "Measured", "Proof", "SweepPlan", "SweepResult", "Work", "check_plan", "choose",
-    "fast_engine", "prove", "silent", "sweep", "tolerance_of",
+    "BUDGET", "Cell", "Engine", "Measured", "Proof", "SweepPlan", "SweepResult", "Work", "at_the_start", "check_plan",
+    "choose", "fast_engine", "prove", "silent", "sweep", "tolerance_of",
 ]  # fmt: skip

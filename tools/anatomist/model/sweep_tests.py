@@ -17,30 +17,33 @@ from torch import Tensor
 from ..result import SelfTest
 from .protocol import Model
 from .sites import Site
-from .sweep import sweep, tolerance_of
-from .sweep_plan import Cell, SweepPlan
+from .sweep import silent, sweep, tolerance_of
+from .sweep_plan import Cell, SweepPlan, SweepProgress
 
 ROWS, CELLS = 4, 4
 
 
-def into_itself(model: Model, plan: SweepPlan, budget_bytes: int) -> SelfTest:
+def into_itself(model: Model, plan: SweepPlan, budget_bytes: int, progress: SweepProgress = silent) -> SelfTest:
     """Random cells of the sweep with the run's own activations written: nothing changes, and every edit fires."""
     chosen = random.Random(plan.seed)
     cells = sorted(chosen.sample(range(len(plan.cells)), min(CELLS, len(plan.cells))))
     some = _few_rows(plan).some(cells)
     # 'resample' rather than 'patch': with nothing between the runs to differ, the shared prefix would skip it all.
     own = replace(some, rule="resample", source=some.base, values=None, value_rows=None)
-    result = sweep(model, own, budget_bytes=budget_bytes, spot_check=False)
+    result = sweep(model, own, at_the_end(progress), budget_bytes, spot_check=False)
     name = f"a run patched into itself changes nothing ({sum(result.fired)} places written in {len(cells)} cells)"
     return _test(name, result.values - result.base_values[:, None], tolerance_of(model, result.values))
 
 
-def between_runs(model: Model, plan: SweepPlan, budget_bytes: int) -> tuple[SelfTest, ...]:
+def between_runs(
+    model: Model, plan: SweepPlan, budget_bytes: int, progress: SweepProgress = silent
+) -> tuple[SelfTest, ...]:
     """The identities of patching between two runs, on a few rows."""
     some = _few_rows(plan)
     layer = random.Random(plan.seed).randrange(model.info.n_layers)
     named = _identities(model, some, layer)
-    result = sweep(model, replace(some, cells=tuple(named.values())), budget_bytes=budget_bytes, spot_check=False)
+    identities = replace(some, cells=tuple(named.values()))
+    result = sweep(model, identities, at_the_end(progress), budget_bytes, spot_check=False)
     assert result.source_values is not None
     found = dict(zip(named, result.values.unbind(1), strict=True))
     tolerance = tolerance_of(model, torch.cat([result.values.flatten(), result.source_values.flatten()]))
@@ -70,6 +73,11 @@ def _identities(model: Model, plan: SweepPlan, layer: int) -> dict[str, Cell]:
         cells["heads"] = Cell(tuple(Site("head", layer, h) for h in range(info.n_heads)))
         cells["attn_out"] = Cell((Site("attn_out", layer),))
     return cells
+
+
+def at_the_end(progress: SweepProgress) -> SweepProgress:
+    """Progress of the self-tests: the bar is full, and they can be cancelled."""
+    return lambda done, total, what: progress(1, 1, "self-tests")
 
 
 def _few_rows(plan: SweepPlan) -> SweepPlan:

@@ -1,7 +1,7 @@
 """Write a hypothesis with its prediction, what would falsify it, and rivals, before it is tested.
 
-Comes back: its id and time. Held-out prompts stay sealed within the investigation until one is written; the sign and the
-smallest effect that matters are part of it, so that a check cannot move them afterwards.
+Comes back: its id and time. Held-out prompts stay sealed within the investigation until one is written; the sign and
+the smallest effect that matters are part of it, so that a check cannot move them afterwards.
 """
 
 from __future__ import annotations
@@ -61,6 +61,6 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Added:
     written = desk.ledger.append(arguments.investigation, make).hypotheses[-1]
     rival = "" if written.rivals else " It has no rival yet: what else would explain the observations?"
     return Added(
-        summary=f"{written.id} is written at {written.at}: runs on held-out prompts from now on are confirmatory.{rival}",
+        summary=f"{written.id} is written at {written.at}; runs on held-out prompts are confirmatory from now on.{rival}",
         hypothesis=written,
     )

@@ -1,4 +1,4 @@
-"""Where an investigation stands: its phase, what is missing for the next, findings and verdicts; all of them without an id.
+"""Where an investigation stands: its phase, what is missing for the next, findings, verdicts; without an id, a list.
 
 Comes back: the steps of the five phases, each with the call that would do it. It changes nothing.
 """
@@ -44,7 +44,8 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Status:
     ids = desk.ledger.ids()
     listed = tuple(f"{i}: {desk.ledger.get(i).opened.question}" for i in ids)
     if arguments.investigation is None:
-        return Status(summary="; ".join(listed) or "No investigation yet. Next: open_investigation.", investigations=listed)
+        said = "; ".join(listed) or "No investigation yet. Next: open_investigation."
+        return Status(summary=said, investigations=listed)
     state = desk.ledger.get(arguments.investigation)
     found = steps(state)
     return Status(

@@ -22,6 +22,7 @@ DESTRUCTIVE = False
 TOYS = {
     "toy-induction": "hand-set induction circuit, hard attention; every number can be checked by hand",
     "toy-induction-soft": "the same circuit with soft attention",
+    "toy-tiny": "one block of two dimensions, small enough to run on paper",
 }
 
 

@@ -9,26 +9,28 @@ def _split(text: str, by: str | None = None) -> tuple[str, ...]:
 
 NAMES = _split(
     """
-    Aaron Adam Alan Albert Alex Alice Amanda Amy Andrea Andrew Angela Anna Anne Anthony Arthur Barbara Ben Betty
-    Bill Bob Brandon Brian Carl Carol Catherine Charles Charlie Chris Christine Clara Colin Craig Dan Daniel David
-    Deborah Dennis Diana Donald Donna Dorothy Edward Elena Elizabeth Emily Emma Eric Erin Eva Frances Frank Fred
-    Gary George Grace Graham Greg Hannah Harry Heather Helen Henry Howard Ian Jack Jacob James Jane Jason Jean Jeff
-    Jennifer Jeremy Jessica Jim Joan Joe John Jonathan Joseph Joshua Judy Julia Julie Karen Kate Keith Kelly Ken
-    Kevin Kim Kyle Larry Laura Lauren Lee Leo Linda Lisa Louis Lucy Luke Margaret Maria Marie Mark Martha Martin
-    Mary Matt Matthew Megan Melissa Michael Michelle Mike Nancy Neil Nicholas Nick Nicole Nina Oliver Olivia Oscar
-    Patricia Patrick Paul Peter Philip Rachel Ralph Ray Rebecca Richard Robert Roger Ron Rose Roy Russell Ruth Ryan
-    Sam Samuel Sandra Sara Sarah Scott Sean Sharon Simon Sophie Stephanie Stephen Steve Steven Stuart Susan Teresa
-    Thomas Tim Todd Tom Tony Tyler Vanessa Victor Victoria Vincent Walter Wendy William
+    Aaron Abigail Adam Alan Alexander Alice Amanda Amy Andrea Andrew Angela Ann Anna Anne Anthony Arthur Ashley
+    Barbara Benjamin Betty Bob Brandon Brenda Brian Bruce Carl Carol Carolyn Catherine Charles Charlotte Cheryl
+    Christina Christine Christopher Cynthia Daniel Danielle David Deborah Debra Denise Dennis Diana Diane Donald
+    Donna Dorothy Douglas Edward Elizabeth Emily Emma Eric Ethan Evelyn Frances Frank Gabriel Gary George Gloria
+    Grace Gregory Hannah Harold Heather Helen Henry Isabella Jack Jacob James Jane Janet Janice Jason Jean Jeffrey
+    Jennifer Jeremy Jerry Jessica Joan John Jonathan Joseph Joshua Joyce Judith Judy Julia Julie Justin Karen Kate
+    Katherine Kathleen Kathryn Keith Kelly Kenneth Kevin Kimberly Kyle Larry Laura Lauren Lawrence Linda Lisa Logan
+    Louis Lucy Luke Margaret Maria Marilyn Mark Martha Martin Mary Matthew Megan Melissa Michael Michelle Nancy
+    Natalie Nathan Nicholas Nicole Noah Oliver Olivia Pamela Patricia Patrick Paul Peter Philip Rachel Raymond
+    Rebecca Richard Robert Roger Ronald Ruth Ryan Samantha Samuel Sandra Sara Sarah Scott Sean Sharon Shirley Simon
+    Sophia Stephanie Stephen Steven Susan Teresa Terry Theresa Thomas Timothy Tom Tyler Victoria Walter Wayne
+    William
     """
 )
 PLACES = _split(
     """
-    shops market park school station library office beach garden hospital restaurant museum
+    shops market park school station beach garden hospital
     """
 )
 OBJECTS = _split(
     """
-    bag book drink basket ball letter box gift map coat
+    bag book drink basket letter map coat
     """
 )
 EVENTS = _split(

@@ -158,7 +158,11 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
         read_at=base.last, seed=arguments.seed,
     )  # fmt: skip
     result = sweep(model, plan, context.progress, budget)
-    tests = (into_itself(model, plan, budget), *between_runs(model, plan, budget), *result.self_tests)
+    tests = (
+        into_itself(model, plan, budget, context.progress),
+        *between_runs(model, plan, budget, context.progress),
+        *result.self_tests,
+    )
     assert result.source_values is not None
     context.keep("values", result.values, axes=("metric", "cell", "prompt"), unit="each metric's own")
     values, plain, other = (t.double().numpy() for t in (result.values, result.base_values, result.source_values))

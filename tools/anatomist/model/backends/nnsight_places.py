@@ -21,6 +21,7 @@ from .interventions import Visits
 Envoy = Any  # nnsight's stand-in for a module; its values exist while a trace runs
 QKV: tuple[SiteKind, ...] = ("q", "k", "v")
 INSIDE: tuple[SiteKind, ...] = ("scores", "pattern")
+WRAPPED = "_ORIGINAL_EAGER_ATTENTION_FORWARD_0"  # what its wrapper calls, in every Gemma model of the process
 OUTSIDE: tuple[SiteKind, ...] = ("embed", "resid_pre", "resid_post", "final_norm", "logits")
 
 
@@ -94,13 +95,20 @@ class Places:
             return
         call = block.attention.source.attention_interface_0
         # The function has to be opened before its arguments are waited for: by then it is being entered.
-        inside = call.source if wanted & set(INSIDE) else None
+        inside = _opened(call) if wanted & set(INSIDE) else None
         if wanted & set(QKV):
             _rewrite_arguments(call, visits, {n: Site(kind, i) for n, kind in enumerate(QKV, start=1)})
         if inside is not None and "scores" in wanted:
             _rewrite(inside.nn_functional_softmax_0, "input", visits, Site("scores", i))
         if inside is not None and "pattern" in wanted:
             _rewrite(inside.nn_functional_dropout_0, "output", visits, Site("pattern", i))
+
+
+def _opened(call: Envoy) -> Envoy:
+    """The inside of the attention function; of the original where TransformerLens has put a wrapper around it."""
+    inside = call.source
+    original = getattr(inside, WRAPPED, None)
+    return inside if original is None else original.source
 
 
 def _known(anatomy: Anatomy, envoys: Iterable[Envoy]) -> list[BlockPlaces]:

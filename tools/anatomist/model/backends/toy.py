@@ -244,8 +244,8 @@ def _attention(
     q = at("q", _plus(torch.einsum("btd,ndh->btnh", x, block.q), block.q_bias))
     k = at("k", _plus(torch.einsum("btd,ndh->btnh", x, block.k), block.k_bias))
     v = at("v", _plus(torch.einsum("btd,ndh->btnh", x, block.v), block.v_bias))
-    groups = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    if k.shape[2] < q.shape[2]:
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     scores = torch.einsum("bqnh,bknh->bnqk", q, k) / q.shape[-1] ** 0.5
     scores = scores.masked_fill(_future(x), torch.finfo(x.dtype).min)
     pattern = at("pattern", at("scores", scores).softmax(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...errors import WouldNotFit
@@ -17,8 +17,9 @@ from .walk import attention_bytes
 # there even where the budget would allow more. Memory of an accelerator has no such knee at these sizes.
 ENOUGH_TOKENS = 12_288
 MANY_TOKENS = 131_072
-ATTENTION_SHARE = 8  # one part in so many of the budget is for one piece of attention
+ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
 ENOUGH_ATTENTION = 64 * 2**20
+MANY_RESULTS = 512
 
 
 class Budget(NamedTuple):
@@ -28,6 +29,7 @@ class Budget(NamedTuple):
     token_bytes: int
     attention: int  # bytes of one piece of attention
     logits: int  # bytes of one piece of unembedding
+    logit_rows: int  # results unembedded at once
 
     def peak(self, tokens: int) -> int:
         """Bytes planned for a chunk of so many tokens."""
@@ -51,22 +53,21 @@ def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
     width = max(plan.read_at) + 1
     least = attention_bytes(anatomy, width, width)
     attention = max(least, min(budget_bytes // ATTENTION_SHARE, ENOUGH_ATTENTION))
-    logits = logit_bytes(anatomy, plan)
+    fixed, result = logit_bytes(anatomy, plan)
+    rows = max(1, min(MANY_RESULTS, (budget_bytes // LOGIT_SHARE - fixed) // result))
+    logits = fixed + rows * result
     each = token_bytes(anatomy)
     most = ENOUGH_TOKENS if anatomy.reference.is_cpu else MANY_TOKENS
     tokens = min(most, (budget_bytes - attention - logits) // each)
-    return Budget(tokens, each, attention, logits)
+    return Budget(tokens, each, attention, logits, rows)
 
 
-def logit_bytes(anatomy: Anatomy, plan: SweepPlan) -> int:
-    """Bytes of the unembedding of one piece of results: the columns, logits, and a metric's copies of them."""
-    columns = plan.vocabulary
+def logit_bytes(anatomy: Anatomy, plan: SweepPlan) -> tuple[int, int]:
+    """Bytes of the chosen columns of the unembedding, and of one result: its logits and a metric's copies of them."""
+    columns, s = plan.vocabulary, anatomy.reference.element_size()
     if columns is None:
-        return 4 * 4 * LOGIT_ROWS * anatomy.sizes.d_vocab
-    return len(columns) * (4 * 4 * LOGIT_ROWS + anatomy.sizes.d_model * anatomy.reference.element_size())
-
-
-LOGIT_ROWS = 64  # results that are unembedded at once
+        return 0, (s + 4 * 4) * anatomy.sizes.d_vocab
+    return len(columns) * anatomy.sizes.d_model * s, (s + 4 * 4) * len(columns)
 
 
 def chunks_of(plan: SweepPlan, rows: Sequence[list[Item]], budget: Budget) -> Iterator[Chunk]:
@@ -101,16 +102,15 @@ def _parts(
             f"a sweep of prompt {row} needs {budget.peak(alone.tokens + longest) / 2**20:.0f} MiB for its own runs and "
             f"one cell; the budget allows {budget.tokens} tokens at once. Use a shorter prompt or a larger budget."
         )
-    ordered = sorted(items, key=lambda item: item.layer)
-    filled, which = 0, []
-    for item in ordered:
+    found: list[Item] = []
+    filled = 0
+    for item in sorted(items, key=lambda item: item.layer):
+        if filled + item.length > room:
+            yield replace(alone, items=tuple(found))
+            found, filled = [], 0
+        found.append(item)
         filled += item.length
-        which.append((filled - 1) // room)
-    whole = {i: [] for i in range(1)} if not items else {}
-    for i, members in groupby(zip(which, ordered, strict=True), key=lambda pair: pair[0]):
-        whole[i] = [item for _, item in members]
-    for found in whole.values():
-        yield Chunk((row,), alone.lasts, alone.differs, tuple(found))
+    yield replace(alone, items=tuple(found))
 
 
 def _joined(chunks: list[Chunk]) -> Chunk:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backends.blocks import Anatomy
 from ..sweep_plan import Measured, SweepPlan, SweepProgress, Work, values_of
 from .arithmetic import unembed
-from .chunks import LOGIT_ROWS, Budget, budget_of, chunks_of
+from .chunks import Budget, budget_of, chunks_of
 from .items import Item, differences, items_of
 from .schedule import Chunk, Schedule
 from .walk import Walk, pieces
@@ -65,7 +65,8 @@ class _Sweep:
         final = self.walk.through(schedule)
         sourced = [chunk.rows[i] for i in schedule.sourced]
         rows = [*chunk.rows, *sourced, *(item.row for item in chunk.items)]
-        values = torch.cat([self._metrics(final[p.start : p.stop], rows[p.start : p.stop]) for p in _some(rows)], 1)
+        parts = pieces(len(rows), self.budget.logit_rows)
+        values = torch.cat([self._metrics(final[p.start : p.stop], rows[p.start : p.stop]) for p in parts], 1)
         self.base[:, list(chunk.rows)] = values[:, : schedule.n_base]
         if self.source is not None:
             self.source[:, list(chunk.rows)] = values[:, : schedule.n_base]
@@ -94,10 +95,6 @@ class _Sweep:
     def _tick(self, tokens: int) -> None:
         self.done += tokens
         self.progress(min(self.done, self.total), self.total, "sweep")
-
-
-def _some(rows: list[int]) -> list[range]:
-    return list(pieces(len(rows), LOGIT_ROWS))
 
 
 def _columns(anatomy: Anatomy, ids: tuple[int, ...] | None) -> tuple[Tensor, Tensor | None]:

@@ -40,7 +40,7 @@ class Write(NamedTuple):
     """One edit of many tokens: at slots (and a head or neuron each), from slots of the source or base run."""
 
     to: Slots
-    index: Slots | None  # head or neuron of each; None: all of them
+    which: Slots | None  # head or neuron of each; None: all of them
     source: Slots  # slots of the run that is patched in
     rows: Slots  # base row of each, and its position: for values that are given
     positions: Slots
@@ -128,7 +128,7 @@ class Schedule:
                 found[site.layer or 0, site.kind].append((i, site))
         return found
 
-    def embedded(self) -> tuple[Slots, Slots, Slots]:
+    def embedded(self) -> tuple[Slots, Slots, NDArray[np.bool_]]:
         """Row (within the chunk), position and whether of the source run, for every token that is embedded."""
         n = self.first_item
         which, offset = _spread(self.length[:n])

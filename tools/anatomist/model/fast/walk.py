@@ -145,7 +145,7 @@ class Walk:
     def _write(self, step: Step, kind: SiteKind, layer: int, x: Tensor) -> None:
         """Make the layer's edits at one kind of place, in `x` [N, *feature]."""
         for write in step.writes.get(kind, ()):
-            at = (self._slots(write.to),) if write.index is None else (self._slots(write.to), self._slots(write.index))
+            at = (self._slots(write.to),) if write.which is None else (self._slots(write.to), self._slots(write.which))
             if self.plan.rule == "zero":
                 x[at] = 0
                 continue
@@ -154,7 +154,7 @@ class Walk:
 
     def _replacement(self, write: Write, site: Site, x: Tensor) -> Tensor:
         """What is written: of the source run's tokens, or of the given values."""
-        index = () if write.index is None else (self._slots(write.index),)
+        index = () if write.which is None else (self._slots(write.which),)
         if self.plan.source is not None:
             return x[(self._slots(write.source), *index)]
         values = (self.plan.values or {})[site]

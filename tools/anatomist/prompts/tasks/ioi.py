@@ -18,9 +18,9 @@ from .task import Draw, Task, Words, shuffled
 
 TEMPLATES = {
     "went": "When {first} and {second} went to the {place}, {subject} gave the {object} to",
-    "came": "When {first} and {second} came to the {place}, {subject} lent the {object} to",
     "were": "While {first} and {second} were at the {place}, {subject} gave the {object} to",
     "day": "The day {first} and {second} went to the {place}, {subject} sent the {object} to",
+    "been": "After {first} and {second} had been to the {place}, {subject} gave the {object} to",
     "met": "One day {first} and {second} met at the {place}, and {subject} showed the {object} to",
 }
 CORRUPTIONS = {

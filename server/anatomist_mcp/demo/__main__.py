@@ -1,0 +1,57 @@
+"""`python -m anatomist_mcp.demo`: start the server, investigate through a real MCP client, write the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import anyio
+from anatomist.errors import AnatomistError
+from anatomist.store import Store
+from mcp import Client, StdioServerParameters
+
+from .console import Caller
+from .steps import investigate
+from .story import page, write
+
+
+def main() -> None:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(prog="anatomist-demo", description=__doc__)
+    parser.add_argument("--report", type=Path, default=Path("report.html"), help="where the page is written")
+    parser.add_argument("--workspace", type=Path, default=Path(".anatomist"), help="where the runs are kept")
+    parser.add_argument("--prompts", type=int, default=48, help="prompts in each part")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    try:
+        anyio.run(_demo, given.report.resolve(), given.workspace.resolve(), given.prompts, given.seed)
+    except* AnatomistError as errors:
+        for error in errors.exceptions:
+            print(f"The demonstration stopped: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _demo(report: Path, workspace: Path, prompts: int, seed: int) -> None:
+    started = time.monotonic()
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "anatomist_mcp", "--workspace", str(workspace)],
+        env=dict(os.environ),
+    )
+    async with Client(server) as client:
+        caller = Caller(client)
+        caller.console.print(f"[bold]Anatomist[/bold] {client.server_info.version}: asking the server over stdio\n")
+        demo = await investigate(caller, n=prompts, seed=seed)
+        write(page(demo, Store(workspace), caller.seconds), report)
+        computed = sum(caller.seconds.values())
+        caller.console.print(
+            f"\n[bold]{report}[/bold]: open it in a browser. {computed:.0f} s of calls, "
+            f"{time.monotonic() - started:.0f} s in all; the runs are in {workspace}."
+        )
+
+
+if __name__ == "__main__":
+    main()

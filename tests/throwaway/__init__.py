@@ -1,0 +1,1 @@
+"""Techniques that exist only to test the catalog, the runner and the host."""

@@ -1,0 +1,67 @@
+"""What an ablation costs on text that it should not touch: the mean next-token loss with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from ..errors import BadPrompts
+from ..model.edits import Edit
+from ..model.protocol import Model
+from ..model.sites import Site
+from ..model.tokens import Tokens
+from ..result import Frozen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NeutralLoss(Frozen):
+    """Cost of an ablation on neutral text."""
+
+    tokens: int = Field(description="Predicted tokens.")
+    before: float = Field(description="Mean loss per token without the ablation, in nats.")
+    after: float = Field(description="Mean loss per token with it, in nats.")
+    written: str = Field(description="What replaced the activations.")
+
+
+def neutral_loss(
+    model: Model, texts: Sequence[str | Sequence[int]], sites: Sequence[Site], values: Mapping[Site, Tensor] | None,
+    *, bos: bool | None,
+) -> NeutralLoss:  # fmt: skip
+    """Loss with every site zeroed (`values` None) or set to its value [1, 1, *feature], at all positions.
+
+    Raises:
+        BadPrompts: a text of a single token has nothing to predict.
+    """
+    tokens = model.tokenize(texts, bos=bos)
+    for row, length in enumerate(tokens.lengths):
+        if length < 2:
+            raise BadPrompts(f"neutral text {row} is one token: there is nothing to predict. Give a longer text.")
+    edits = [_edit(site, values) for site in sites]
+    counted = sum(tokens.lengths) - tokens.n_rows
+    before, after = (_total(model, tokens, e) / counted for e in ([], edits))
+    written = "zeros" if values is None else "mean activation over the prompts and their positions"
+    return NeutralLoss(tokens=counted, before=before, after=after, written=written)
+
+
+def _edit(site: Site, values: Mapping[Site, Tensor] | None) -> Edit:
+    if values is None:
+        return Edit(site=site, rule="zero")
+    whole = values[site.whole]
+    return Edit(site=site, rule="mean", value=whole if site.index is None else whole[:, :, site.index])
+
+
+def _total(model: Model, tokens: Tokens, edits: Sequence[Edit]) -> float:
+    """Summed loss, one text a pass: logits of every position are the largest tensor there is."""
+    total = 0.0
+    for row in range(tokens.n_rows):
+        one = tokens.rows([row])
+        logits = model.run(one, edits=edits, logits_at="all").logits
+        assert logits is not None
+        logprobs = logits[0, :-1].float().log_softmax(-1)
+        places = range(one.width - 1)
+        total -= float(logprobs[list(places), list(one.ids[0][1:])].sum())
+    return total

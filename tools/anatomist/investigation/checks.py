@@ -1,0 +1,178 @@
+"""The seven checks of a finding: each makes its own runs, on prompts drawn for it; pass, fail or not applicable.
+
+No check takes a number from the caller. Thresholds were written with the hypothesis, before the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+from ..techniques.check_prompts import CheckPromptsResult
+from .bench import Bench, NotApplicable, Setting
+from .intervention import Effect, Where, measure
+from .record import Check, CheckName, Finding, Hypothesis, Investigation
+
+SECOND: Mapping[str, str] = {"mean": "resample", "resample": "mean", "zero": "resample"}
+MIRROR: Mapping[str, str] = {"necessary": "sufficient", "sufficient": "necessary", "mediating": "sufficient"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finding under examination, with the prompts drawn for it."""
+
+    bench: Bench
+    state: Investigation
+    finding: Finding
+    hypothesis: Hypothesis
+    setting: Setting
+    attempt: int
+    prompts: str | None  # handle of the fresh set; None when the task cannot be drawn again
+    model: str
+    task: str | None
+
+    def where(self, split: str) -> Where:
+        if self.prompts is None:
+            raise NotApplicable(
+                "the investigation names no task that prompts can be drawn for; open it with a task of make_prompts."
+            )
+        return Where(self.model, self.prompts, split)
+
+    @property
+    def alpha(self) -> float:
+        """Level of each test: repeated attempts at one finding share it (Bonferroni, the first step of Holm)."""
+        return self.setting.level / self.attempt
+
+
+def baseline(case: Case) -> Check:
+    """The model does the task on the held-out prompts."""
+    where = case.where("held_out")
+    arguments = {"model": where.model, "prompts": where.prompts, "split": where.split, "seed": case.setting.seed}
+    result, run = case.bench.technique("check_prompts", arguments)
+    checked = cast(CheckPromptsResult, result)
+    return _check("baseline", checked.worth_going_on, checked.summary, {}, run)
+
+
+def causal(case: Case) -> Check:
+    """The intervention that the kind of claim asks for moves the metric as predicted: sign and size."""
+    effect = measure(case.bench, case.finding, case.where("discovery"), case.setting)
+    return _as_predicted("causal", case, effect, "on fresh prompts of the discovery templates")
+
+
+def specific(case: Case) -> Check:
+    """The set does more than equal-size random sets of the same layers."""
+    effect = measure(
+        case.bench, case.finding, case.where("held_out"), case.setting, controls=case.setting.controls
+    )
+    if effect.p is None:
+        raise NotApplicable(f"no random sets could be drawn: {effect.drawn}.")
+    strongest = max(effect.controls)
+    few = 1 / (1 + len(effect.controls)) > case.alpha
+    passed = effect.share > strongest if few else effect.p <= case.alpha
+    how = "all alternatives weaker" if few else f"p = {effect.p:.3g}, level {case.alpha:.3g}"
+    reason = (
+        f"share {effect.share:.2f} against {len(effect.controls)} random sets of {len(case.finding.components)} "
+        f"({effect.drawn}): at most {strongest:.2f}; {how}: {'met' if passed else 'not met'}."
+    )
+    figures = {"share": effect.share, "p": effect.p, "strongest_control": strongest, "controls": len(effect.controls)}
+    return _check("specific", passed, reason, figures, effect.run)
+
+
+def held_out(case: Case) -> Check:
+    """It replicates on unseen names and on a template that discovery never used."""
+    effect = measure(case.bench, case.finding, case.where("held_out"), case.setting)
+    return _as_predicted("held_out", case, effect, "on unseen names, a kept-back template among them")
+
+
+def seeds(case: Case) -> Check:
+    """It holds on several independent draws of prompts."""
+    if case.task is None:
+        raise NotApplicable("prompts of this investigation cannot be drawn again.")
+    effects = []
+    for step in range(1, case.setting.seeds + 1):
+        setting = replace(case.setting, seed=case.setting.seed + step)
+        handle = case.bench.fresh_prompts(case.task, case.model, setting.n // 2, setting.seed)
+        effects.append(measure(case.bench, case.finding, Where(case.model, handle, "held_out"), setting))
+    shares = [e.share for e in effects]
+    passed = min(shares) >= case.finding.minimum_effect
+    reason = (
+        f"shares {', '.join(f'{s:.2f}' for s in shares)} on {len(shares)} draws of {case.setting.n // 2} prompts; "
+        f"each must reach {case.finding.minimum_effect:.2f}."
+    )
+    figures = {f"draw {i + 1}": share for i, share in enumerate(shares)}
+    return _check("seeds", passed, reason, figures, *(e.run for e in effects))
+
+
+def effect_size(case: Case) -> Check:
+    """The whole interval lies beyond the smallest effect that matters."""
+    effect = measure(case.bench, case.finding, case.where("held_out"), case.setting)
+    if effect.low is None:
+        raise NotApplicable("there is one cluster of prompts only: no interval.")
+    passed = effect.low >= case.finding.minimum_effect
+    reason = (
+        f"held-out share {effect}; its lower end must reach {case.finding.minimum_effect:.2f}, written beforehand. "
+        f"{case.finding.searched} components were searched on other prompts: selection and test share none, so the "
+        "interval needs no further correction."
+    )
+    figures = {"share": effect.share, "low": effect.low, "high": effect.high, "minimum": case.finding.minimum_effect}
+    return _check("effect_size", passed, reason, figures, effect.run)
+
+
+def alternatives(case: Case) -> Check:
+    """A second ablation type or metric says the same; the mirror intervention limits the wording only."""
+    finding, where = case.finding, case.where("held_out")
+    tried: list[tuple[str, Effect]] = []
+    if finding.kind == "necessary":
+        second = SECOND[finding.ablation]
+        tried.append((f"{second} ablation", measure(case.bench, finding, where, case.setting, ablation=second)))
+    if finding.kind != "direct":
+        tried.append(("logprob", measure(case.bench, finding, where, case.setting, metric="logprob")))
+    if not tried:
+        raise NotApplicable("a direct claim has one measurement; its rivals are on the ledger.")
+    passed = all(effect.share > 0 for _, effect in tried)
+    mirror = _mirror(case)
+    rivals = f" Rivals on the ledger: {'; '.join(case.hypothesis.rivals)}." if case.hypothesis.rivals else ""
+    reason = "; ".join(f"{name}: {effect}" for name, effect in tried) + f". {mirror[0]}{rivals}"
+    figures = {name: effect.share for name, effect in tried} | mirror[1]
+    return _check("alternatives", passed, reason, figures, *(e.run for _, e in tried), *mirror[2])
+
+
+def _mirror(case: Case) -> tuple[str, dict[str, float | None], tuple[str, ...]]:
+    """Noising against denoising: where they disagree, the wording is limited to the side that was shown."""
+    other = MIRROR.get(case.finding.kind)
+    if other is None:
+        return "", {}, ()
+    effect = measure(case.bench, case.finding, case.where("held_out"), case.setting, kind=other)  # type: ignore[arg-type]
+    agrees = effect.share >= case.finding.minimum_effect
+    said = "agrees" if agrees else "does not agree, so the claim is limited to what its own intervention shows"
+    return f"Tested as {other}: {effect}, which {said}.", {f"as {other}": effect.share}, (effect.run,)
+
+
+RUN: Mapping[CheckName, Callable[[Case], Check]] = {
+    "baseline": baseline, "causal": causal, "specific": specific, "held_out": held_out, "seeds": seeds,
+    "effect_size": effect_size, "alternatives": alternatives,
+}  # fmt: skip
+
+
+def run_check(name: CheckName, case: Case) -> Check:
+    """One check; what cannot be checked says why."""
+    try:
+        return RUN[name](case)
+    except NotApplicable as error:
+        return Check(name=name, outcome="not_applicable", reason=str(error))
+
+
+def _as_predicted(name: CheckName, case: Case, effect: Effect, on: str) -> Check:
+    """Sign and size: the mean reaches the smallest effect that matters, and the interval excludes none at all."""
+    least = case.finding.minimum_effect
+    passed = effect.share >= least and (effect.low is None or effect.low > 0)
+    reason = f"share {effect} {on}; predicted: at least {least:.2f}, in the claimed direction."
+    figures = {"share": effect.share, "low": effect.low, "high": effect.high, "minimum": least}
+    return _check(name, passed, reason, figures, effect.run)
+
+
+def _check(
+    name: CheckName, passed: bool, reason: str, figures: Mapping[str, float | None], *runs: str
+) -> Check:
+    return Check(name=name, outcome="pass" if passed else "fail", reason=reason, figures=figures, runs=runs)

@@ -1,0 +1,139 @@
+"""The intervention that decides a claim of each kind, as one number per prompt set with its interval and controls.
+
+| kind | intervention on all components together | an effect in the claimed direction |
+|---|---|---|
+| necessary | ablation of the clean run (the finding's ablation type) | the metric falls (decrease) |
+| mediating | noising: their corrupted activations in the clean run | the metric falls |
+| sufficient | denoising: their clean activations in the corrupted run | the metric rises |
+| direct | none: what they write to the logit difference, norm frozen | positive share of it |
+
+All effects are given as a share of what there is to lose (necessary, direct: the clean metric) or to gain or lose
+between the runs (sufficient, mediating: the gap), positive when the claim is right. Redundant parts show under
+denoising, serial ones under noising (Heimersheim & Nanda, arXiv 2404.15255): hence the kind picks the intervention.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+from ..result import Estimate
+from ..techniques.ablate import AblationResult
+from ..techniques.direct_logit_attribution import DirectLogitAttributionResult
+from ..techniques.patch_activations import PatchingResult
+from .bench import Bench, NotApplicable, Setting
+from .record import ClaimKind, Finding
+
+
+class Effect(NamedTuple):
+    """The claimed components' joint effect as a share, positive when it is as claimed."""
+
+    share: float
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    p: float | None  # against random sets; None when none were drawn
+    controls: tuple[float, ...]  # shares of the random sets
+    drawn: str
+    run: str
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.share:.2f}{interval} (n={self.n}, {self.run})"
+
+
+class Where(NamedTuple):
+    """On which prompts."""
+
+    model: str
+    prompts: str
+    split: str
+
+
+def measure(
+    bench: Bench, finding: Finding, where: Where, setting: Setting, *, controls: int = 0, metric: str = "logit_diff",
+    ablation: str | None = None, kind: ClaimKind | None = None,
+) -> Effect:  # fmt: skip
+    """The effect of the components together on some prompts, by the intervention that the kind of claim asks for.
+
+    Raises:
+        NotApplicable: this kind of claim has no intervention here, or the components are of several kinds.
+    """
+    site, named = components(finding)
+    common = {
+        "model": where.model, "prompts": where.prompts, "split": where.split, "seed": setting.seed, "metric": metric,
+    }  # fmt: skip
+    which = kind or finding.kind
+    if which == "direct":
+        return _direct(bench, finding, common)
+    arguments = {**common, **named, "site": site, "controls": controls, "together": True}
+    sign = 1.0 if finding.direction == "decrease" else -1.0
+    if which == "necessary":
+        result, run = bench.technique("ablate", {**arguments, "ablation": ablation or finding.ablation})
+        removed = cast(AblationResult, result)
+        return _share(removed, run, base=removed.effects[0].base.mean, sign=-sign)
+    if which in ("sufficient", "mediating"):
+        direction = "denoising" if which == "sufficient" else "noising"
+        result, run = bench.technique("patch_activations", {**arguments, "direction": direction})
+        patched = cast(PatchingResult, result)
+        first = patched.effects[0]
+        assert first.other is not None
+        return _share(patched, run, base=first.other.mean - first.base.mean, sign=sign)
+    raise NotApplicable(f"a claim of kind {which!r} has no causal intervention; it can be supported, not validated.")
+
+
+def components(finding: Finding) -> tuple[str, dict[str, object]]:
+    """The site they are of, and the technique's arguments that name them.
+
+    Raises:
+        NotApplicable: heads and layers are mixed.
+    """
+    heads = [c for c in finding.components if c.startswith("L") and "H" in c]
+    if len(heads) == len(finding.components):
+        return "head", {"heads": heads}
+    sites = [c.split(".") for c in finding.components]
+    kinds = {parts[2] for parts in sites if len(parts) == 3 and parts[0] == "blocks"}
+    if heads or len(kinds) != 1 or not kinds <= {"attn_out", "mlp_out"}:
+        raise NotApplicable(
+            f"{', '.join(finding.components)}: components of one finding must all be heads (L9H6), or all attn_out or "
+            "all mlp_out sites (blocks.3.mlp_out). Split the finding."
+        )
+    return kinds.pop(), {"layers": [int(parts[1]) for parts in sites]}
+
+
+def _share(result: AblationResult | PatchingResult, run: str, *, base: float, sign: float) -> Effect:
+    """The joint change over `base`, so that what was claimed is positive."""
+    joint = result.joint[0]
+    scale = sign / base if base else float("nan")
+    ends = sorted(scale * end for end in (joint.change.low, joint.change.high) if end is not None)
+    controls = tuple(scale * c for c in joint.control_changes)
+    at_least = sum(c >= scale * joint.change.mean for c in controls)
+    return Effect(
+        share=scale * joint.change.mean,
+        low=ends[0] if ends else None,
+        high=ends[-1] if ends else None,
+        n=joint.change.n,
+        clusters=joint.change.clusters,
+        p=(1 + at_least) / (1 + len(controls)) if controls else None,
+        controls=controls,
+        drawn=joint.drawn,
+        run=run,
+    )
+
+
+def _direct(bench: Bench, finding: Finding, common: dict[str, object]) -> Effect:
+    """Share of the logit difference that the components write themselves."""
+    arguments = {k: v for k, v in common.items() if k != "metric"}
+    result, run = bench.technique("direct_logit_attribution", arguments)
+    direct = cast(DirectLogitAttributionResult, result)
+    estimates = direct.joint_of(finding.components)
+    total = direct.total.mean
+    return _of_estimate(estimates, total, run)
+
+
+def _of_estimate(estimate: Estimate, total: float, run: str) -> Effect:
+    ends = sorted(e / total for e in (estimate.low, estimate.high) if e is not None)
+    return Effect(
+        estimate.mean / total, ends[0] if ends else None, ends[-1] if ends else None, estimate.n, estimate.clusters,
+        None, (), "none", run,
+    )  # fmt: skip

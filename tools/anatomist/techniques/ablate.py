@@ -1,0 +1,370 @@
+"""Ablate parts of the model, one by one and together, and measure what the behaviour loses.
+
+Idea: take a part's contribution away and see whether the behaviour needs it. What "away" means is a choice: zero
+(nothing), mean (what it usually says at that position), resample (what it says on another prompt). Sets are ablated
+jointly and held against random sets of the same size and layers: removing anything costs something.
+
+Source: Wang et al., arXiv 2211.00593, section 2.3 (mean ablation over prompts of one template); Chan et al., "Causal
+scrubbing" (2022), https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN (resampling); Li & Janson, arXiv 2409.09951,
+section 2 (what each ablation measures); McGrath et al., arXiv 2307.15771 (self-repair). With M the metric on the clean
+prompts: change = mean of M(ablated) - M(intact); fraction lost = -mean change / mean M(intact);
+p = (1 + b) / (1 + B), b of B random sets with at least as large a change.
+
+Does not show: what a part computes, or that it is enough; a small effect does not show that a part is unused, for later
+layers repair what is missing; zero also removes what a part says on every prompt alike, and can break the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
+from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
+from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
+from ..causal.neutral import NeutralLoss, neutral_loss
+from ..causal.replacements import cross_fitted_means, deranged, overall_means
+from ..causal.units import LETTERS, chosen_layers, chosen_units, unit_name
+from ..errors import BadArguments
+from ..figures import Bars, Figure, Heatmap
+from ..measures.metrics import UNITS
+from ..measures.statistics import Clusters, Controls, control_p, normalised, random_controls
+from ..model.sites import Shape, Site, check_site
+from ..model.sweep_plan import Cell
+from ..prompts.encoding import EncodedPrompts
+from ..result import Estimate, Frozen, Result, SelfTest
+from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from ..model.sweep import SweepPlan
+
+TITLE = "Ablation"
+QUESTIONS = (
+    "Does the model need these heads for the behaviour?",
+    "What happens when a head, an MLP or a whole circuit is removed?",
+    "Do the parts I found matter more than random ones?",
+    "Which single heads or layers is the behaviour most hurt without?",
+)
+AblateSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v"]
+FEW_REFERENCES = 8  # prompts; a mean over fewer is rough
+MOST_CELLS = 20_000
+
+
+class Arguments(OnPrompts):
+    """Arguments of ablate."""
+
+    site: AblateSite = Field(default="head", description="Kind of part that is ablated.")
+    layers: Layers = None
+    heads: Heads = Field(
+        default=None, description="Heads L23H3 (k, v: L23KV1; neurons: L23N17); all of `layers` when absent."
+    )
+    positions: Positions = Field(
+        default="all", description="Where: 'all', or integers, 'last', roles, token texts, ablated together."
+    )
+    ablation: Ablation = "mean"
+    metric: Metric = "logit_diff"
+    more_metrics: tuple[Metric, ...] = Field(default=(), description="Further metrics from the same pass.")
+    together: bool | None = Field(
+        default=None,
+        description="Also ablate the whole choice jointly, against random sets; absent: if heads or layers are named.",
+    )
+    controls: int = Field(default=20, ge=0, le=1000, description="Random sets that the joint ablation is held against.")
+    neutral_text: tuple[str, ...] = Field(
+        default=(), max_length=32, description="Texts on which the joint ablation should cost little; gives their loss."
+    )
+
+
+class JointEffect(Frozen):
+    """The whole set ablated at once, beside random sets of its size."""
+
+    parts: tuple[str, ...] = Field(description="The set.")
+    metric: str = Field(description="Name of the metric.")
+    unit: str = Field(description="Its unit.")
+    change: Estimate = Field(description="Mean change of the metric.")
+    fraction_lost: float | None = Field(description="Share of the baseline lost, not clipped; absent when withheld.")
+    sum_of_singles: float = Field(description="Sum of the parts' changes one by one; differs where parts interact.")
+    control_changes: tuple[float, ...] = Field(description="Mean change of each random set, in the metric's unit.")
+    control_mean: float | None = Field(description="Mean over the random sets.")
+    p: float | None = Field(description="(1 + b) / (1 + B): b of B random sets with at least as large a change.")
+    drawn: str = Field(description="How the random sets were drawn.")
+
+
+class AblationResult(Result):
+    """What each part and the whole set cost the behaviour."""
+
+    site: str = Field(description="Kind of part.")
+    ablation: str = Field(description="zero, mean or resample.")
+    written: str = Field(description="What replaced the activations, and over which prompts it was taken.")
+    effects: tuple[MetricEffects, ...] = Field(
+        description="Parts one by one, per metric, the primary first; fraction = share of the baseline lost."
+    )
+    stand_out: tuple[StandOut, ...] = Field(description="At most ten parts, largest first, that survive Holm at .05.")
+    joint: tuple[JointEffect, ...] = Field(description="The set ablated together, per metric; empty if not asked for.")
+    neutral: NeutralLoss | None = Field(description="Cost of the joint ablation on neutral text.")
+    positions: str = Field(description="Positions that were ablated.")
+    tokens: tuple[str, ...] = Field(description="Tokens of the first prompt.")
+    self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model and these prompts.")
+    cost: SweepCost = Field(description="How it was computed and what it cost.")
+
+
+class Chosen(NamedTuple):
+    """The cells: parts one by one, then the whole set, then the random sets."""
+
+    singles: CellGrid
+    joint: tuple[Cell, ...]  # the set first, then its controls; empty when not asked for
+    drawn: str
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return (*self.singles.cells, *self.joint)
+
+
+def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Chosen:
+    """The parts to ablate and the random sets beside them.
+
+    Raises:
+        BadArguments: parts that the site does not have, too many, or too few others to draw controls from.
+        BadSite, BadPosition: a place the model or the prompts do not have.
+    """
+    check_site(Site(arguments.site, 0), shape)
+    positions = None if arguments.positions == "all" else together(prompts.columns(arguments.positions))
+    sites = _sites(arguments, shape)
+    if len(sites) > MOST_CELLS:
+        raise BadArguments(f"{len(sites)} parts are chosen, at most {MOST_CELLS}; choose `layers` or `heads`.")
+    by_head = arguments.site in ("head", "q", "k", "v")
+    singles = by_layer_and_head(sites, shape, positions) if by_head else in_a_row(sites, positions, "part")
+    named = arguments.heads is not None or arguments.layers is not None
+    if not (named if arguments.together is None else arguments.together):
+        if arguments.neutral_text:
+            raise BadArguments("neutral_text is for the joint ablation: name the parts, or set together=true.")
+        return Chosen(singles, (), "")
+    controls = _controls(arguments, sites, shape)
+    sets = [sites, *(_sites_of(arguments, one) for one in controls.sets)]
+    return Chosen(singles, tuple(Cell(tuple(one), positions) for one in sets), controls.note)
+
+
+def _sites(arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
+    if arguments.site in LETTERS:
+        if arguments.site == "neuron" and arguments.heads is None:
+            raise BadArguments("name the neurons in `heads` (L3N17), or ablate whole layers with site 'mlp_out'.")
+        return chosen_units(arguments.site, arguments.heads, arguments.layers, shape)
+    if arguments.heads is not None:
+        raise BadArguments(f"{arguments.site} has no heads: choose `layers`, or site 'head'.")
+    return tuple(Site(arguments.site, layer) for layer in chosen_layers(arguments.layers, shape))
+
+
+def _controls(arguments: Arguments, sites: Sequence[Site], shape: Shape) -> Controls:
+    if not arguments.controls:
+        return Controls((), "none asked for")
+    count = shape.count(arguments.site) if arguments.site in LETTERS else 1
+    claimed = [(site.layer or 0, site.index or 0) for site in sites]
+    sizes = dict.fromkeys(range(shape.n_layers), count)
+    if len(claimed) == count * shape.n_layers:
+        return Controls((), "none: the set is every part there is")
+    return random_controls(claimed, sizes, count=arguments.controls, seed=arguments.seed)
+
+
+def _sites_of(arguments: Arguments, places: Sequence[tuple[int, int]]) -> tuple[Site, ...]:
+    indexed = arguments.site in LETTERS
+    return tuple(Site(arguments.site, layer, index if indexed else None) for layer, index in places)
+
+
+def joint_effect(
+    parts: Sequence[Site], metric: str, unit: str, changes: ndarray, singles: ndarray, base: ndarray,
+    clusters: Clusters, drawn: str,
+) -> JointEffect:  # fmt: skip
+    """The set's change beside its controls': changes [1 + B, prompts], the set first; singles [parts, prompts]."""
+    means = changes.mean(1)
+    lost = normalised(changes[0] + base, base, base * 0, clusters).intervals
+    controls = tuple(float(c) for c in means[1:])
+    return JointEffect(
+        parts=tuple(map(unit_name, parts)),
+        metric=metric,
+        unit=unit,
+        change=clusters.means(changes[0]).estimate(),
+        fraction_lost=None if lost is None else float(lost.mean),
+        sum_of_singles=float(singles.mean(1).sum()),
+        control_changes=controls,
+        control_mean=sum(controls) / len(controls) if controls else None,
+        p=control_p(float(means[0]), controls) if controls else None,
+        drawn=drawn,
+    )
+
+
+def run(context: Context, arguments: Arguments) -> AblationResult:
+    """Ablate every part on every clean prompt, and the whole set.
+
+    Raises:
+        BadPrompts: an answer that a metric needs is absent, or no other prompt to take a mean or sample from.
+        BadArguments, BadSite, BadPosition: see `cells_of`.
+    """
+    from ..model.sweep import sweep  # torch, only where a model is
+    from ..model.sweep_tests import into_itself
+
+    model, budget = context.model, context.budget_bytes
+    names = metric_names(arguments.metric, arguments.more_metrics)
+    prompts = encoded(context.prompts, model, arguments.bos, names, corrupted=False)
+    chosen = cells_of(arguments, model.info.shape, prompts)
+    plan, written, warnings = _plan(context, arguments, prompts, chosen)
+    result = sweep(model, plan, context.progress, budget)
+    tests = (into_itself(model, plan, budget, context.progress), *result.self_tests)
+    context.keep("values", result.values, axes=("metric", "cell", "prompt"), unit="each metric's own")
+    values, base = result.values.double().numpy(), result.base_values.double().numpy()
+    clusters = Clusters(prompts.clusters, seed=arguments.seed)
+    n = len(chosen.singles.cells)
+    effects = tuple(
+        metric_effects(
+            chosen.singles, name, UNITS[name], values[m, :n], base[m], None, clusters
+        )
+        for m, name in enumerate(names)
+    )
+    found = stand_out(
+        [chosen.singles.name(c) for c in range(n)], (values[0, :n] - base[0]).T, prompts.clusters,
+        effects[0].fraction, chosen.singles.where, seed=arguments.seed,
+    )  # fmt: skip
+    joint = tuple(
+        joint_effect(
+            chosen.joint[0].sites, name, UNITS[name], values[m, n:] - base[m], values[m, :n] - base[m], base[m],
+            clusters, chosen.drawn,
+        )
+        for m, name in enumerate(names)
+        if chosen.joint
+    )  # fmt: skip
+    return AblationResult(
+        summary=_summary(arguments, effects[0], found, joint, n, clusters),
+        warnings=(*failed(tests), *warnings, *_warnings(effects, clusters, n, joint), *prompts.warnings),
+        site=arguments.site,
+        ablation=arguments.ablation,
+        written=written,
+        effects=effects,
+        stand_out=found,
+        joint=joint,
+        neutral=_neutral(context, arguments, prompts, chosen) if arguments.neutral_text else None,
+        positions=_positions(arguments),
+        tokens=prompts.clean.strings[0],
+        self_tests=tests,
+        cost=cost_of(model, plan, result),
+    )
+
+
+def _plan(
+    context: Context, arguments: Arguments, prompts: EncodedPrompts, chosen: Chosen
+) -> tuple[SweepPlan, str, tuple[str, ...]]:
+    """The sweep, what it writes in words, and warnings."""
+    from ..model.sweep import SweepPlan
+
+    model, names = context.model, metric_names(arguments.metric, arguments.more_metrics)
+    base = prompts.clean
+    metrics = bound_metrics(names, prompts, model, base)
+    if arguments.ablation == "zero":
+        plan = SweepPlan(
+            base=base, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="zero", seed=arguments.seed
+        )
+        return plan, "zeros", ()
+    if arguments.ablation == "resample":
+        source = base.rows(deranged(prompts, arguments.seed))
+        plan = SweepPlan(
+            base=base, source=source, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="resample",
+            seed=arguments.seed,
+        )  # fmt: skip
+        return plan, "activations of another prompt of the same template and length, drawn once by the seed", ()
+    sites = sorted({site.whole for cell in chosen.cells for site in cell.sites}, key=lambda s: s.layer or 0)
+    means = cross_fitted_means(model, prompts, sites, arguments.seed, context.budget_bytes)
+    plan = SweepPlan(
+        base=base, values=means.values, value_rows=means.value_rows, cells=chosen.cells, metrics=metrics,
+        read_at=base.last, rule="mean", seed=arguments.seed,
+    )  # fmt: skip
+    few = (f"The smallest reference for a mean has {means.fewest} prompt(s): give more prompts of each template.",)
+    written = (
+        "per position, the mean over the half of the prompts of the same template and length that shares no names "
+        f"with the prompt (at least {means.fewest})"
+    )
+    return plan, written, few if means.fewest < FEW_REFERENCES else ()
+
+
+def _neutral(context: Context, arguments: Arguments, prompts: EncodedPrompts, chosen: Chosen) -> NeutralLoss:
+    sites = chosen.joint[0].sites
+    values = None
+    if arguments.ablation != "zero":
+        whole = sorted({site.whole for site in sites}, key=lambda s: s.layer or 0)
+        values = overall_means(context.model, prompts, whole, context.budget_bytes)
+    return neutral_loss(context.model, arguments.neutral_text, sites, values, bos=arguments.bos)
+
+
+def plot(result: AblationResult) -> Figure:
+    """Parts one by one, and the set beside random sets."""
+    first = result.effects[0]
+    panels: list[Heatmap | Bars] = [_singles(e) for e in result.effects]
+    panels += [_beside_controls(joint) for joint in result.joint]
+    return Figure(
+        title=f"{result.ablation} ablation of {result.site}",
+        caption=f"Mean change of the metric when ablated at {result.positions}; intact {first.metric} {first.base}. "
+        f"Written: {result.written}.",
+        panels=tuple(panels),
+    )
+
+
+def _singles(effects: MetricEffects) -> Heatmap | Bars:
+    title = f"{effects.metric}: change when ablated alone ({effects.unit})"
+    if len(effects.change.axes) == 2:
+        return Heatmap(title=title, grid=effects.change)
+    return Bars(
+        title=title, value_title=f"change of {effects.metric} ({effects.unit})",
+        labels=effects.change.axes[0].labels, values=effects.change.values or (),
+        low=None if effects.low is None else effects.low.values,
+        high=None if effects.high is None else effects.high.values,
+    )  # fmt: skip
+
+
+def _beside_controls(joint: JointEffect) -> Bars:
+    controls = sorted(joint.control_changes)
+    return Bars(
+        title=f"{joint.metric}: the set together and {len(controls)} random sets of {len(joint.parts)}",
+        value_title=f"change of {joint.metric} ({joint.unit})",
+        labels=("the set", *(f"random {i + 1}" for i in range(len(controls)))),
+        values=(joint.change.mean, *controls),
+        groups=("the set", *("random sets" for _ in controls)),
+    )
+
+
+def _positions(arguments: Arguments) -> str:
+    if arguments.positions == "all":
+        return "every position"
+    return f"positions {', '.join(map(str, arguments.positions))} together"
+
+
+def _summary(
+    arguments: Arguments, effects: MetricEffects, found: Sequence[StandOut], joint: Sequence[JointEffect], cells: int,
+    clusters: Clusters,
+) -> str:  # fmt: skip
+    whole = f" {_joint_in_words(joint[0])}" if joint else ""
+    return (
+        f"Intact {effects.metric} is {effects.base}. One by one ({arguments.ablation} ablation): "
+        f"{in_words(found, cells, effects.unit, clusters.count)}{whole} A large effect shows that the behaviour needs "
+        "the part on these prompts; a small one does not show that it is unused, for later layers may repair it."
+    )
+
+
+def _joint_in_words(joint: JointEffect) -> str:
+    share = "" if joint.fraction_lost is None else f", {joint.fraction_lost:.0%} of the baseline lost"
+    text = f"All {len(joint.parts)} together: {joint.change.mean:+.3g} {joint.unit}{share}"
+    if joint.p is None:
+        return f"{text} (no random sets: {joint.drawn})."
+    return f"{text}; {len(joint.control_changes)} random sets: {joint.control_mean:+.3g} on average, p = {joint.p:.3g}."
+
+
+def _warnings(
+    effects: Sequence[MetricEffects], clusters: Clusters, cells: int, joint: Sequence[JointEffect]
+) -> tuple[str, ...]:
+    withheld = tuple(f"{e.metric}: {e.withheld}" for e in effects if e.withheld)
+    single = ("There is one cluster of prompts: no intervals and no test.",) if clusters.count < 2 else ()
+    weak = [j for j in joint[:1] if j.p is not None and len(j.control_changes) < 19]
+    rough = tuple(
+        f"With {len(j.control_changes)} random sets p cannot be below {1 / (1 + len(j.control_changes)):.2g}: "
+        "ask for at least 19 controls." for j in weak
+    )  # fmt: skip
+    return (*withheld, *single, *too_few(clusters.count, cells), *rough)
