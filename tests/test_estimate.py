@@ -16,7 +16,7 @@ from anatomist.estimate.calibration import Rate, machine_rate, measured_rate
 from anatomist.estimate.cost import in_bytes
 from anatomist.estimate.named import NAMED, Work, cost_of_named
 from anatomist.estimate.sizes import Sizes, bytes_to_load, sizes_of_name
-from anatomist.estimate.techniques import cost_of_technique
+from anatomist.estimate.techniques import cost_of_technique, sweep_cells
 from anatomist.model.protocol import Model
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
@@ -207,6 +207,20 @@ def test_a_sweeps_cells_are_counted_from_its_arguments() -> None:
     assert basis(site="k", layers=[3, 4]).startswith("6 cells")  # 2 layers x 3 key-value heads
     assert basis(site="head", grid="head_position", heads=["L1H0", "L2H3"]).startswith("28 cells")  # 2 x 14
     assert basis(site="attn_out", positions=["last", 3], layers=[0]).startswith("2 cells")
+
+
+@pytest.mark.hand_worked
+def test_a_sweep_computes_what_comes_after_its_cells() -> None:
+    heads = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, 14, 14)
+    assert heads == (270, 9 * 465 * 14)  # 30 + 29 + ... + 1 = 465 layers
+    both = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, 14, 5)
+    assert both == (270, 9 * 465 * 5)  # nine of fourteen tokens are the same in both runs
+    residual = sweep_cells({"direction": "", "site": "resid_pre"}, SMOL, 14, 14)
+    assert residual == (420, 465 * 14 * 7)  # half of the positions come after a cell
+    some = {"ablation": "mean", "site": "head", "heads": ("L20H3", "L5H1"), "together": None, "controls": 20}
+    # two heads (10 and 25 layers), and 21 sets of them from layer 5 on
+    assert sweep_cells(some, SMOL, 14, 14) == (23, (10 + 25 + 21 * 25) * 14)
+    assert sweep_cells({**some, "together": False}, SMOL, 14, 14) == (2, (10 + 25) * 14)
 
 
 def test_bytes_are_written_for_reading() -> None:

@@ -119,7 +119,7 @@ def test_a_desk_knows_what_it_was_told_of_the_worker(host: Host, tmp_path: Path)
 def test_unknown_calls_and_arguments_are_refused(host: Host) -> None:
     with pytest.raises(UnknownName, match="Did you mean 'list_runs'"):
         host.call("list_run", {})
-    with pytest.raises(BadArguments, match="unknown argument 'limt'. Did you mean 'limit'"):
+    with pytest.raises(BadArguments, match=r"unknown argument 'limt'\. Did you mean 'limit'"):
         host.call("list_runs", {"limt": 3})
 
 

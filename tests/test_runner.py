@@ -184,7 +184,9 @@ def test_prompts_come_from_a_file_in_the_workspace(host: Host, count: Call) -> N
     (host.workspace / "mine.jsonl").write_text('{"clean": [1, 2, 3, 4]}\n\n{"clean": "t1 t2"}\n')
     answer = count(prompts="mine.jsonl")
     assert answer.result.counts == (4, 2)  # type: ignore[attr-defined]
-    assert host.store.get("r-0001").json("provenance.json")["prompts"]["source"] == "mine.jsonl"  # type: ignore[index, call-overload]
+    prompts = host.store.get("r-0001").json("provenance.json")["prompts"]
+    assert isinstance(prompts, dict)
+    assert prompts["source"] == "mine.jsonl"
 
 
 @pytest.mark.bad_input

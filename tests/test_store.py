@@ -18,23 +18,30 @@ from anatomist.errors import BadArguments, CorruptFile, UnknownName
 from anatomist.store import RunWriter, Store
 
 FILES = ("arguments.json", "result.json", "provenance.json")
-WRITE_MANY = """
+WRITE_MANY = f"""
 import sys, torch
 from pathlib import Path
 from anatomist.store import Store
 store = Store(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
     with store.writing() as run:
-        for file in {files}:
+        for file in {FILES}:
             run.text(file, '{{"i": %d}}' % i)
         run.array("x", torch.full((64, 64), float(i)), axes=("row", "column"), unit="u")
     print(run.id, flush=True)
-""".format(files=FILES)
+"""
 
 
 def fill(run: RunWriter, value: int = 0) -> None:
     for file in FILES:
         run.text(file, json.dumps({"i": value}))
+
+
+def fail(store: Store, error: type[BaseException]) -> None:
+    with store.writing() as run:
+        fill(run)
+        run.stream("s", shape=(4, 2), dtype="float32", axes=("a", "b"), unit="u")
+        raise error
 
 
 def is_whole(store: Store, run_id: str) -> bool:
@@ -64,10 +71,8 @@ def test_a_run_appears_when_it_is_complete(tmp_path: Path) -> None:
 def test_a_run_that_raises_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), store.writing() as run:
-            fill(run)
-            run.stream("s", shape=(4, 2), dtype="float32", axes=("a", "b"), unit="u")
-            raise error
+        with pytest.raises(error):
+            fail(store, error)
     assert store.ids() == ()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [".lock"]
 

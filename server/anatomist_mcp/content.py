@@ -1,7 +1,7 @@
 """A result as MCP content: a text to act on, the result itself as structured content, its picture, a link to its run.
 
-The size cap counts text and structured content together (about four characters a token). What goes over it is left out
-from the largest part down, and the text says what was left out and how to read it.
+The size cap counts text and structured content together (about four characters a token). What goes over it is rounded,
+and if that is not enough left out from the largest part down; the text says so, and how to read what is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ Detail = Literal["concise", "detailed"]
 CHARACTERS_PER_TOKEN = 4
 CAP_TOKENS: Mapping[Detail, int] = {"concise": 8_000, "detailed": 20_000}
 TEXT_SHARE = 0.5  # of the cap, at most, for the text
+DIGITS = 5  # that numbers keep in a result which is over the cap
 LONG_STRING = 2_000  # characters from which a string may be shortened
 PICTURE_BYTES = 1_000_000  # larger pictures are linked, not sent
 _ROWS: Mapping[Detail, int] = {"concise": 8, "detailed": 40}
@@ -102,9 +103,12 @@ def cut(text: str, most: int) -> str:
 def fit(data: Json, most: int) -> tuple[Json, list[str]]:
     """The data with its largest parts left out until it fits, and the names of those parts.
 
-    Grids lose their values (null), lists and long strings their tail: the type stays the same.
+    Numbers are rounded first. Then grids lose their values (null), lists and long strings their tail: the type stays.
     """
     left_out: list[str] = []
+    if _size(data) > most:
+        data = {key: _rounded(value) for key, value in data.items()}
+        left_out.append(f"digits beyond {DIGITS}")
     over = _size(data) - most
     for holder, key, path in sorted(_parts(data, ""), key=lambda p: (not _is_grid(*p[:2]), -_size(p[0][p[1]]))):
         if over <= 0:
@@ -115,6 +119,19 @@ def fit(data: Json, most: int) -> tuple[Json, list[str]]:
         over -= _size(part) - _size(kept)
         left_out.append(f"{path} ({len(part) - len(kept or ())} of {len(part)})")
     return data, left_out
+
+
+def _rounded(data: object) -> object:
+    """The same data with numbers of fewer digits, which are most of a large result."""
+    match data:
+        case float():
+            return float(f"{data:.{DIGITS}g}")
+        case list():
+            return [_rounded(item) for item in data]
+        case dict():
+            return {key: _rounded(value) for key, value in data.items()}
+        case _:
+            return data
 
 
 def _is_grid(holder: Json, key: str) -> bool:

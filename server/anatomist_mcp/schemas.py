@@ -1,12 +1,12 @@
 """JSON schemas as they are listed: the same constraints, without what costs context and says little.
 
-Input schemas keep descriptions, bounds, choices and defaults; of nested objects only the names of the fields. Output
-schemas name the fields. describe_technique gives both whole.
+Input schemas keep descriptions, bounds, choices and defaults; of nested objects only the fields they must have. Output
+schemas say that there is a summary. describe_technique gives both whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from pydantic import BaseModel
 
@@ -22,10 +22,8 @@ def input_schema(arguments: type[BaseModel], extra: Mapping[str, Schema]) -> Sch
     return {**listed, "required": whole["required"]} if "required" in whole else listed
 
 
-def output_schema(result: type[BaseModel], extra: Iterable[str]) -> Schema:
-    """Names of a result's fields, and of what comes instead of it for a job; the summary is always there."""
-    fields: Schema = {name: {} for name in (*result.model_fields, *extra)}
-    return {"type": "object", "properties": {**fields, "summary": {"type": "string"}}, "required": ["summary"]}
+# Of every result, and of a started job. Whole schemas of all results would be larger than all else that is listed.
+OUTPUT_SCHEMA: Schema = {"type": "object", "required": ["summary"]}
 
 
 def _compact(node: Mapping[str, object], definitions: Mapping[str, object], *, inner: bool = False) -> Schema:
@@ -33,9 +31,9 @@ def _compact(node: Mapping[str, object], definitions: Mapping[str, object], *, i
     kept = {k: _value(v, definitions) for k, v in node.items() if not _noise(k, v, inner)}
     if isinstance(reference := node.get("$ref"), str):
         return {**_compact(_target(reference, definitions), definitions, inner=True), **kept}
-    if inner and node.get("type") == "object" and isinstance(fields := node.get("properties"), dict):
-        return {"type": "object", "properties": {name: {} for name in fields}, "required": node.get("required", [])}
-    return _not_null(kept)
+    if inner and node.get("type") == "object" and "properties" in node:
+        return {"type": "object", "required": node.get("required", [])}
+    return _one_type_list(_not_null(kept))
 
 
 def _value(value: object, definitions: Mapping[str, object]) -> object:
@@ -47,7 +45,8 @@ def _value(value: object, definitions: Mapping[str, object]) -> object:
 
 
 def _noise(key: str, value: object, inner: bool) -> bool:
-    return key in ("title", "$ref") or (key == "default" and value is None) or (key == "description" and inner)
+    empty = key == "default" and value in (None, [], "")
+    return key in ("title", "$ref") or empty or (key == "description" and inner)
 
 
 def _not_null(node: Schema) -> Schema:
@@ -57,6 +56,18 @@ def _not_null(node: Schema) -> Schema:
     rest = [o for o in options if o != {"type": "null"}]
     others = {k: v for k, v in node.items() if k != "anyOf"}
     return {**rest[0], **others} if len(rest) == 1 else {**others, "anyOf": rest}
+
+
+def _one_type_list(node: Schema) -> Schema:
+    """`{"anyOf": [string, array of ...]}` as `{"type": [string, array], "items": ...}`: the same, shorter."""
+    options = node.get("anyOf")
+    if not isinstance(options, list) or any(set(o) - {"type", "items"} for o in options):
+        return node
+    types, items = [o.get("type") for o in options], [o["items"] for o in options if "items" in o]
+    if len(set(map(str, types))) < len(types) or None in types or any(isinstance(t, list) for t in types):
+        return node
+    merged: Schema = {"type": types, **({"items": items[0]} if items else {})}
+    return {**merged, **{k: v for k, v in node.items() if k != "anyOf"}}
 
 
 def _target(reference: str, definitions: Mapping[str, object]) -> Mapping[str, object]:

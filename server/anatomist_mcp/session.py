@@ -106,7 +106,9 @@ class Session:
             try:
                 await self._send({"type": "call", "id": call, "name": name, "arguments": arguments})
                 return await self._hear_out(call, name, report)
-            except anyio.get_cancelled_exc_class():
+            except AnatomistError:  # the worker's last word on this call
+                raise
+            except BaseException:  # cancelled, or the caller cannot be reached any more
                 with anyio.CancelScope(shield=True):
                     await self._stop_call(call)
                 raise

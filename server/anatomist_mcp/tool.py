@@ -14,7 +14,7 @@ from anatomist.result import Frozen
 from mcp_types import Tool, ToolAnnotations
 
 from .content import Detail
-from .schemas import Schema, input_schema, output_schema
+from .schemas import OUTPUT_SCHEMA, Schema, input_schema
 
 ServerArgument = Literal["response_format", "as_job"]
 DESCRIPTION_LIMIT = 700  # characters of a docstring that are listed
@@ -24,8 +24,7 @@ _SCHEMAS: Mapping[ServerArgument, Schema] = {
     },
     "as_job": {"type": "boolean", "default": False, "description": "Return a job handle at once; then get_job."},
 }
-_JOB = ("job", "state")  # what a started job gives
-_LONG = ("load_model", "generate")  # operations that may take more than a minute
+_LONG = ("load_model", "generate", "validate_finding", "reproduce_run")  # operations that may take over a minute
 _LARGE = ("list_runs", "open_reference", "describe_technique", "get_job")
 
 
@@ -67,7 +66,7 @@ class ListedTool:
             title=self.entry.title,
             description=description(self.entry),
             input_schema=input_schema(self.entry.arguments, {name: _SCHEMAS[name] for name in self.takes}),
-            output_schema=output_schema(self.entry.result, _JOB if "as_job" in self.takes else ()),
+            output_schema=OUTPUT_SCHEMA,
             annotations=ToolAnnotations(
                 read_only_hint=self.entry.read_only, destructive_hint=self.entry.destructive
             ),

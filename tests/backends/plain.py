@@ -38,7 +38,9 @@ _LLAMA = Names(
     "mlp", "mlp.down_proj",
 )  # fmt: skip
 NAMES = {
-    "gpt2": Names("transformer.h", "transformer.ln_f", "attn", "attn.c_proj", "attn.c_proj", "ln_2", "mlp", "mlp.c_proj"),
+    "gpt2": Names(
+        "transformer.h", "transformer.ln_f", "attn", "attn.c_proj", "attn.c_proj", "ln_2", "mlp", "mlp.c_proj"
+    ),
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,

@@ -320,7 +320,7 @@ def test_a_site_the_model_lacks_is_an_error_that_lists_what_it_has(pair: tuple[M
         model.run(TOKENS, read=[Site("resid_post", 3)])
     with pytest.raises(BadSite, match=r"head runs from 0 to 3"):
         model.run(TOKENS, edits=[Edit(site=Site("head", 0, 4), rule="zero")])
-    with pytest.raises(BadSite, match="resid_pre, .*resid_post"):
+    with pytest.raises(BadSite, match=r"resid_pre, .*resid_post"):
         model.run(TOKENS, read=[Site("hook_typo", 0)])  # type: ignore[arg-type]
 
 

@@ -79,9 +79,13 @@ def test_words_and_ids_are_the_same_tokens() -> None:
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [("t3", "'t3' is not a token; a toy's tokens are 't0' to 't2'"), ("", "has 0 tokens"), ([3], "token id 3; ids are 0 to 2"),
-     ([0] * 17, "17 tokens; this model takes 1 to 16")],
-)  # fmt: skip
+    [
+        ("t3", "'t3' is not a token; a toy's tokens are 't0' to 't2'"),
+        ("", "has 0 tokens"),
+        ([3], "token id 3; ids are 0 to 2"),
+        ([0] * 17, "17 tokens; this model takes 1 to 16"),
+    ],
+)
 def test_a_prompt_outside_the_toys_language_is_an_error(prompt: str | list[int], words: str) -> None:
     with pytest.raises(BadPrompts, match=words):
         tiny().tokenize([prompt])

@@ -289,10 +289,44 @@ def test_a_name_that_cannot_be_a_hub_id_is_unknown(name: str) -> None:
         load_model(name)
 
 
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's client, which is told that there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub_cache: Path, commit: str) -> Path:
+    """Where the hub's client keeps the files of one commit of owner/name."""
+    repository = hub_cache / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    return repository / "snapshots" / commit
+
+
+def test_a_hub_id_in_the_cache_needs_no_network_and_its_commit_is_told(hub_cache: Path, saved: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, cached(hub_cache, commit))
+    info = load_model("owner/name").info
+    assert (info.name, info.source, info.revision) == ("owner/name", "owner/name", commit)
+
+
 @pytest.mark.bad_input
-def test_a_hub_id_that_cannot_be_had_lists_what_needs_no_hub() -> None:
-    with pytest.raises((Unavailable, UnknownName), match="smollm2-135m"):  # by whether there is a network
-        load_model("nobody-of-that-name/no-such-model")
+def test_a_hub_model_of_pickles_is_refused(hub_cache: Path, saved: Path) -> None:
+    folder = Path(shutil.copytree(saved, cached(hub_cache, "a" * 40)))
+    only_pickles(folder)
+    with pytest.raises(Unsupported, match=r"the hub model 'owner/name' holds only pickled weights"):
+        load_model("owner/name")
+
+
+@pytest.mark.bad_input
+def test_a_hub_id_without_network_or_cache_says_what_needs_no_hub(hub_cache: Path) -> None:
+    with pytest.raises(Unavailable, match=r"'owner/name' is not in the Hugging Face cache.*smollm2-135m, gemma3-270m"):
+        load_model("owner/name")
+    with pytest.raises(UnknownName, match=r"unknown model 'gpt22'.*cannot be reached"):
+        load_model("gpt22")
 
 
 @pytest.mark.bad_input

@@ -49,7 +49,7 @@ def work(call: dict) -> None:
     match call["name"]:
         case "quick":
             answer(call, pid=os.getpid())
-        case "stuck":  # inside compiled code that never looks up
+        case "stuck" | "generate":  # inside compiled code that never looks up
             send(type="progress", id=call["id"], done=1, total=3, what="stuck")
             time.sleep(60)
         case "polite":

@@ -25,7 +25,7 @@ class RawServer:
     def __init__(self, workspace: Path, *options: str) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         command = [sys.executable, "-m", "anatomist_mcp", "--workspace", str(workspace), "--threads", "1", *options]
-        self._log = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
         )

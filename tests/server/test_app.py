@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import anyio
 import pytest
@@ -23,6 +25,8 @@ from mcp.types import (
     TextResourceContents,
 )
 
+from .conftest import ERAS, OddOptions
+
 pytestmark = pytest.mark.anyio
 
 LISTED = 30  # tools at most
@@ -31,6 +35,7 @@ TOY = [
     {"clean": "t3 t7 t1 t3", "corrupted": "t5 t7 t1 t3", "answer": "t7", "wrong": "t1"},
     {"clean": "t2 t9 t4 t2", "corrupted": "t6 t9 t4 t2", "answer": "t9", "wrong": "t4"},
 ]
+STUCK = {"model": "toy-induction", "prompt": "t1"}
 
 
 def told(result) -> str:
@@ -69,7 +74,7 @@ def test_all_lists_the_whole_catalog_and_names_add_to_the_core(tmp_path) -> None
 
 @pytest.mark.bad_input
 def test_a_wrong_name_of_tools_is_refused_at_the_start(tmp_path) -> None:
-    with pytest.raises(Exception, match="unknown tool 'ablat'. Did you mean 'ablate'"):
+    with pytest.raises(Exception, match=r"unknown tool 'ablat'\. Did you mean 'ablate'"):
         _ = App(AppOptions(workspace=tmp_path, tools="ablat")).listed_names
 
 
@@ -153,6 +158,38 @@ async def test_progress_grows_and_ends_with_the_answer(client: Client) -> None:
     await anyio.wait_all_tasks_blocked()
     assert heard
     assert heard == sorted(set(heard))
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_client_that_cancels_frees_the_worker_within_two_seconds(tmp_path: Path, era: str) -> None:
+    app = App(AppOptions(workspace=tmp_path, prestart=False))
+    app.session.options = OddOptions(tmp_path)
+    begun = anyio.Event()
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        if message == "stuck":
+            begun.set()
+
+    async with app.running(), Client(app.server, mode=era) as client, anyio.create_task_group() as group:
+        group.start_soon(partial(client.call_tool, "generate", STUCK, progress_callback=hear))
+        await begun.wait()
+        stuck = app.session.pid
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.fail_after(2):
+            async with app.session._turn:
+                assert app.session.pid != stuck
+
+
+async def test_a_cancelled_job_frees_the_worker_within_two_seconds(tmp_path: Path) -> None:
+    app = App(AppOptions(workspace=tmp_path, prestart=False))
+    app.session.options = OddOptions(tmp_path)
+    async with app.running(), Client(app.server) as client:
+        job = (await client.call_tool("generate", {**STUCK, "as_job": True})).structured_content["job"]
+        while app.jobs.find(job).doing != "stuck":
+            await client.call_tool("get_job", {"job": job, "wait_seconds": 0.01})
+        with anyio.fail_after(2):
+            answer = await client.call_tool("cancel_job", {"job": job})
+        assert answer.structured_content["state"] == "cancelled"
 
 
 async def test_quick_tools_answer_while_the_worker_is_busy(modern: Client, app: App) -> None:

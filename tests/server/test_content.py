@@ -124,7 +124,19 @@ def test_the_largest_part_goes_first_and_small_ones_stay() -> None:
     assert data["b"] == [2] * 10
     assert data["summary"] == "kept"
     assert len(json.dumps(data)) <= 500
-    assert [name.split()[0] for name in left_out] == ["a"]
+    assert [name.split()[0] for name in left_out] == ["digits", "a"]
+
+
+@pytest.mark.hand_worked
+def test_numbers_are_rounded_before_anything_is_left_out() -> None:
+    data, left_out = fit({"values": [1 / 3] * 100, "summary": "kept"}, 1200)  # 100 numbers of 18, then of 7 characters
+    assert data["values"] == [0.33333] * 100
+    assert left_out == ["digits beyond 5"]
+
+
+def test_nothing_is_rounded_when_it_fits() -> None:
+    data, left_out = fit({"values": [1 / 3] * 10}, 1200)
+    assert (data, left_out) == ({"values": [1 / 3] * 10}, [])
 
 
 def test_an_empty_result_needs_nothing_but_its_summary() -> None:

@@ -67,6 +67,17 @@ async def test_a_worker_that_does_not_listen_is_replaced_within_two_seconds(odd:
     assert await worker_pid(odd) != before
 
 
+async def test_a_caller_who_cannot_be_reached_any_more_frees_the_worker(odd: Session) -> None:
+    async def gone(done: float, total: float, what: str) -> None:
+        raise ConnectionResetError
+
+    before = await worker_pid(odd)
+    with pytest.raises(ConnectionResetError):
+        await odd.call("polite", {}, gone)
+    with anyio.fail_after(2):
+        assert await worker_pid(odd) == before
+
+
 async def test_a_worker_killed_during_a_call_is_an_error_that_says_so_and_the_next_call_works(odd: Session) -> None:
     with pytest.raises(WorkerDied, match=r"ended during die \(killed by signal 9.*Nothing stored is lost.*Call again"):
         await odd.call("die", {}, Heard())

@@ -37,7 +37,7 @@ def test_stdout_holds_messages_only_and_the_server_process_never_loads_torch(tmp
     assert gone == [worker]
 
 
-def test_a_worker_killed_in_the_middle_of_a_sweep_is_an_error_and_the_next_call_reloads_the_model(tmp_path: Path) -> None:
+def test_a_worker_killed_in_a_sweep_is_an_error_and_the_next_call_loads_the_model_again(tmp_path: Path) -> None:
     with RawServer(tmp_path) as server:
         handle = server.call("load_model", name="toy-induction-soft")["structuredContent"]["handle"]
         long = many_prompts(server, handle)

@@ -55,7 +55,8 @@ async def listens(port: int) -> bool:
 async def test_both_eras_list_and_call_over_http(address: str, era: str) -> None:
     async with Client(address, mode=era) as client:
         assert len((await client.list_tools()).tools) > 10
-        answer = await client.call_tool("generate", {"model": "toy-induction", "prompt": "t1 t2 t1", "max_new_tokens": 1})
+        arguments = {"model": "toy-induction", "prompt": "t1 t2 t1", "max_new_tokens": 1}
+        answer = await client.call_tool("generate", arguments)
         assert answer.structured_content["text"] == "t2"
 
 

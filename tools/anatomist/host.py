@@ -34,8 +34,13 @@ from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
 from .estimate.techniques import cost_of_technique
 from .investigation.ledger import Ledger
+from .host_bench import HostBench
+from .investigation.ledger import Ledger
+from .investigation.noting import admit, note
 from .model.protocol import Backend, Model, ModelInfo
-from .result import Frozen
+from .model.tokens import first_difference
+from .prompts.prompt_set import PromptSet
+from .result import Frozen, Result
 from .roots import Roots
 from .runner import ResolvedPrompts, prompts_of, run_technique
 from .shelf import Shelf
@@ -106,6 +111,7 @@ class Desk:
         self.store = Store(self.workspace)
         self.shelf = Shelf(self.workspace)
         self.ledger = Ledger(self.workspace)
+        self.ledger = Ledger(self.workspace)
         self.catalog = catalog
         self.budget_bytes = budget_bytes or int(os.environ.get(BUDGET_VARIABLE) or DEFAULT_BUDGET)
         self._noted: WorkerState | None = None
@@ -174,8 +180,10 @@ class Host(Desk):
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(loaded for loaded, _ in self._models.values())
 
-    def call(self, name: str, arguments: Mapping[str, object], progress: Progress = quiet) -> Answer:
-        """Answer an operation, or run a technique and keep the run.
+    def call(
+        self, name: str, arguments: Mapping[str, object], progress: Progress = quiet, *, purpose: str = ""
+    ) -> Answer:
+        """Answer an operation, or run a technique and keep the run; `purpose` names the check a run is made for.
 
         Raises:
             AnatomistError: every deliberate error, also for memory that ran out on the way.
@@ -186,7 +194,7 @@ class Host(Desk):
             if entry.kind == "operation":
                 return self._operate(entry, parsed, progress)
             assert isinstance(parsed, Arguments)
-            return self._run(entry, parsed, progress)
+            return self._run_noted(entry, parsed, progress, purpose)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, AnatomistError) or not _ran_out(error):
                 raise
@@ -244,10 +252,29 @@ class Host(Desk):
         """Prompts from a handle, a JSONL file in the allowed folders, or a list."""
         return prompts_of(prompts, split, shelf=self.shelf, roots=self.roots)
 
-    def cost(self, entry: Entry, arguments: Arguments, rows: int, width: int) -> Cost:
+    def cost(self, entry: Entry, arguments: Arguments, prompts: PromptSet | None) -> Cost:
         """What a technique would take on a loaded model."""
         loaded = self._loaded(arguments.model)
-        return cost_of_technique(entry.module, arguments, Sizes.of_info(loaded.info), rows, width, loaded.rate)
+        rows, width, shared = 1, 1, 0.0
+        if prompts is not None:
+            rows, width, shared = _extent(self.model(arguments.model), prompts, getattr(arguments, "bos", None))
+        sizes = Sizes.of_info(loaded.info)
+        return cost_of_technique(entry.module, arguments, sizes, rows, width, loaded.rate, shared=shared)
+
+    def bench(self, investigation: str, finding: str, progress: Progress) -> HostBench:
+        """What the checks of a finding work on."""
+        return HostBench(self, investigation, f"check of {finding}", progress)
+
+    def _run_noted(self, entry: Entry, arguments: Arguments, progress: Progress, purpose: str) -> Answer:
+        """Run a technique; within an investigation the run is written into its record."""
+        if arguments.investigation is None:
+            return self._run(entry, arguments, progress)
+        split = getattr(arguments, "split", None)
+        label = admit(self.ledger, arguments.investigation, split)
+        answer = self._run(entry, arguments, progress)
+        assert isinstance(answer.result, Result)
+        note(self.ledger, arguments.investigation, answer.result, label=label, split=split, purpose=purpose)
+        return answer
 
     def _run(self, entry: Entry, arguments: Arguments, progress: Progress) -> Answer:
         progress(0, 1, f"{entry.name}: preparing {arguments.model}")
@@ -255,8 +282,7 @@ class Host(Desk):
         loaded = self._loaded(arguments.model)
         named = getattr(arguments, "prompts", None)
         prompts = None if named is None else self.resolve(named, getattr(arguments, "split", "discovery"))
-        tokens = model.tokenize([x.clean for x in prompts.chosen.prompts], bos=_bos(arguments)) if prompts else None
-        cost = self.cost(entry, arguments, tokens.n_rows if tokens else 1, tokens.width if tokens else 1)
+        cost = self.cost(entry, arguments, prompts.chosen if prompts else None)
         self._check_room_to_run(entry, cost, loaded.info.device)
         kept = run_technique(
             entry, arguments, model=model, handle=loaded.handle, prompts=prompts, store=self.store,
@@ -329,8 +355,15 @@ class Host(Desk):
         )
 
 
-def _bos(arguments: Arguments) -> bool | None:
-    return getattr(arguments, "bos", None)
+def _extent(model: Model, prompts: PromptSet, bos: bool | None) -> tuple[int, int, float]:
+    """Prompts, tokens of the longest, and tokens that a prompt and its counterfactual begin with alike (mean)."""
+    clean = model.tokenize([p.clean for p in prompts.prompts], bos=bos)
+    others = [p.corrupted for p in prompts.prompts if p.corrupted is not None]
+    if len(others) < clean.n_rows:
+        return clean.n_rows, clean.width, 0.0
+    corrupted = model.tokenize(others, bos=bos)
+    alike = [first_difference(a, b) for a, b in zip(clean.ids, corrupted.ids, strict=True)]
+    return clean.n_rows, clean.width, sum(alike) / len(alike)
 
 
 def _is_path(name: str) -> bool:

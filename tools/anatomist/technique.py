@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, float, str], None]  # done, total, what; raises Cancelled when the caller asked to stop
 
-ModelHandle = Annotated[str, Field(description="Handle of a loaded model, or a name load_model accepts.")]
+ModelHandle = Annotated[str, Field(description="Model handle, or a name load_model accepts.")]
 PromptsArgument = Annotated[
-    str | tuple[Prompt, ...], Field(description="Handle from make_prompts, or a list of prompts inline.")
+    str | tuple[Prompt, ...],
+    Field(description="Handle from make_prompts, a .jsonl file, or a list of {clean, corrupted, answer, wrong, roles}."),
 ]
 Layers = Annotated[tuple[int, ...] | None, Field(description="Layers; all when absent.")]
 Heads = Annotated[tuple[str, ...] | None, Field(description="Heads written L23H3; all when absent.")]
 Positions = Annotated[
     tuple[PositionSpec, ...] | Literal["all"],
-    Field(description="Positions: integers (negative from the end), 'last', a role (S2, END) or a token's text; or 'all'."),
+    Field(description="Positions: integers (negative from the end), 'last', a role (S2) or a token's text; or 'all'."),
 ]
 Metric = Annotated[
     Literal["logit_diff", "logprob", "prob", "kl", "loss"],
@@ -48,10 +49,10 @@ Ablation = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of every random choice.")]
 Bos = Annotated[
-    bool | None, Field(description="BOS token first: absent = as the tokenizer itself does; true or false force it.")
+    bool | None, Field(description="BOS token first; absent: as the tokenizer does.")
 ]
 Split = Annotated[
-    Literal["discovery", "held_out"], Field(description="Which part of a generated prompt set to use.")
+    Literal["discovery", "held_out"], Field(description="Part of a generated prompt set.")
 ]
 
 
@@ -60,6 +61,7 @@ class Arguments(Frozen):
 
     model: ModelHandle
     seed: Seed = 0
+    investigation: Annotated[str | None, Field(description="Investigation the run belongs to.")] = None
 
 
 class OnPrompts(Arguments):

@@ -173,7 +173,7 @@ class Worker:
         """Load the named model again where an earlier worker held it."""
         if isinstance(handle, str) and (held := self._to_restore.get(handle)):
             progress(0, 1, f"loading {handle} again")
-            self._host.restore([held])
+            self._host.restore([held], progress)
             del self._to_restore[handle]
 
     def _standing(self) -> dict[str, object]:

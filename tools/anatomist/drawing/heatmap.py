@@ -43,9 +43,9 @@ def heatmap(panel: Heatmap, *, legend: bool = True, largest: float = 30.0) -> Pa
 
 
 def domain(panel: Heatmap) -> tuple[float, float]:
-    """The ends of the colour scale: given, or the values' own; symmetric about 0 when diverging."""
+    """The ends of the colour scale: given, or the values' own with 0; symmetric about 0 when diverging."""
     values = [v for v in panel.grid.values or () if v is not None] or [0.0]
-    low, high = panel.domain or (min(values), max(values))
+    low, high = panel.domain or (min(0.0, *values), max(values))
     if panel.diverging:
         reach = max(abs(low), abs(high)) or 1.0
         return -reach, reach

@@ -24,12 +24,9 @@ def spec(figure: Figure, *, words: bool = True) -> dict[str, object]:
     views = [_titled(part, panel) for part, panel in zip(parts, figure.panels, strict=True)]
     out: dict[str, object] = {"$schema": SCHEMA}
     if words:
-        out["title"] = {
-            "text": wrap(figure.title, _characters(figure, parts, LETTER * 1.45)),
-            "subtitle": wrap(figure.caption, _characters(figure, parts, LETTER)),
-            "fontSize": 15,
-            "offset": 16,
-        }
+        title = wrap(figure.title, _characters(figure, parts, LETTER * 1.45))
+        caption = wrap(figure.caption, _characters(figure, parts, LETTER))
+        out["title"] = {"text": title, "fontSize": 15, "offset": 16} | ({"subtitle": caption} if caption else {})
     if len(views) == 1 and not words:
         return out | views[0]
     columns = max(1, figure.columns)

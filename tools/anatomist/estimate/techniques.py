@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 from ..errors import BadSite
 from ..model.sites import SiteKind, parse_site
@@ -18,26 +19,37 @@ from .cost import Cost, Part, cost
 from .sizes import Sizes
 
 Given = Mapping[str, object]
+ROWS_A_CHUNK = 64  # cells that read the weights together
+
+
+class Cells(NamedTuple):
+    """The cells of a sweep: how many, and how many blocks and tokens they compute in all, on one prompt."""
+
+    n: int
+    block_tokens: float
 
 
 def cost_of_technique(
-    module: ModuleType, arguments: Frozen, sizes: Sizes, rows: int, width: int, rate: Rate
+    module: ModuleType, arguments: Frozen, sizes: Sizes, rows: int, width: int, rate: Rate, *, shared: float = 0
 ) -> Cost:
-    """Memory and time of a technique on `rows` prompts of `width` tokens."""
+    """Memory and time of a technique on `rows` prompts of `width` tokens.
+
+    shared: tokens that a prompt and its counterfactual begin with alike; patching between the two computes none of them.
+    """
     if own := getattr(module, "cost", None):
         return own(arguments, sizes, rows, width, rate)
     given = {name: getattr(arguments, name) for name in type(arguments).model_fields}
-    sweeps = "direction" in given or "ablation" in given
-    return (sweep_cost if sweeps else reading_cost)(given, sizes, rows, width, rate)
+    if "direction" in given or "ablation" in given:
+        return sweep_cost(given, sizes, rows, width, rate, shared=shared if "direction" in given else 0)
+    return reading_cost(given, sizes, rows, width, rate)
 
 
-def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate) -> Cost:
+def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate, *, shared: float = 0) -> Cost:
     """One edit a cell: a cell computes the layers from its own on and, where it edits one position, those after it."""
-    cells, one_position = _cells(given, s, width)
-    share = 0.5 * (0.5 if one_position else 1.0)  # of a whole forward, on average over the grid
-    flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1) + rows * cells * (
-        share * s.layers * f.block_flops(s, width) + f.unembed_flops(s)
-    )
+    cells = sweep_cells(given, s, width, width - shared)
+    a_token = f.block_flops(s, width) / width
+    flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1)
+    flops += rows * (cells.block_tokens * a_token + cells.n * f.unembed_flops(s))
     keys = rows * width * f.kv_bytes_per_token(s)
     parts = [
         Part(what="both runs' residuals", formula="2 B T L d s", bytes=2 * f.residual_bytes(s, rows, width)),
@@ -45,8 +57,9 @@ def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate) -> Cos
         Part(what="logits at the read position", formula="B V s", bytes=f.logit_bytes(s, rows, 1)),
         _working(s, 1, width),
     ]
-    basis = f"{cells} cells x {rows} prompts of {width} tokens, each restarted at its layer"
-    return cost(parts, flops, passes=2 + share * cells * rows / 64, sizes=s, rate=rate, basis=basis)
+    basis = f"{cells.n} cells x {rows} prompts of {width} tokens, each restarted at its layer"
+    passes = 2 + rows * cells.block_tokens / (s.layers * width * ROWS_A_CHUNK)
+    return cost(parts, flops, passes, s, rate, basis)
 
 
 def reading_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate) -> Cost:
@@ -79,8 +92,7 @@ def _reads(given: Given, s: Sizes, rows: int, width: int) -> list[Part]:
     named = given.get("sites") or ((given["site"],) if given.get("site") else ())
     if not isinstance(named, Sequence) or isinstance(named, str):
         return []
-    layers = given.get("layers")
-    n_layers = len(layers) if isinstance(layers, Sequence) else s.layers
+    n_layers = len(_names(given.get("layers"))) or s.layers
     parts = []
     for name in map(str, named):
         kind, times = _kind(name, n_layers)
@@ -96,22 +108,31 @@ def _kind(name: str, layers: int) -> tuple[SiteKind, int]:
         return name, layers  # type: ignore[return-value]  # a bare kind; an unknown one is counted as a residual
 
 
-def _cells(given: Given, s: Sizes, width: int) -> tuple[int, bool]:
-    """How many cells a sweep has, and whether each edits a single position."""
-    site, grid = str(given.get("site")), str(given.get("grid"))
-    layers = _count(given.get("layers")) or s.layers
-    a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}.get(site, 1)
-    units = _count(given.get("heads")) or layers * a_layer
-    positions = _count(given.get("positions")) or width
-    match grid:
-        case "layer_position":
-            return layers * positions, True
-        case "head_position":
-            return units * positions, True
-        case _:
-            return (units, False) if a_layer > 1 or "ablation" in given else (layers * positions, True)
+def sweep_cells(given: Given, s: Sizes, width: int, live: float) -> Cells:
+    """The cells that arguments mean; `live` of `width` tokens are not shared with the other run."""
+    a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
+    units = a_layer.get(str(given.get("site")), 1)
+    named = [int(name[1:].partition("H")[0].partition("K")[0].partition("N")[0]) for name in _names(given.get("heads"))]
+    layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
+    grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
+    starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
+    blocks = sum(s.layers - start for start in starts)
+    if grid == "layer_head":
+        sets = _joint_sets(given)
+        joint = sets * (s.layers - min(starts)) * live
+        return Cells(len(starts) + sets, blocks * live + joint)
+    positions = len(_names(given.get("positions"))) or width
+    return Cells(len(starts) * positions, blocks * positions * live**2 / (2 * width))
 
 
-def _count(named: object) -> int:
-    """How many a selection names; 0 for all of them."""
-    return len(named) if isinstance(named, Sequence) and not isinstance(named, str) else 0
+def _joint_sets(given: Given) -> int:
+    """Sets that an ablation takes out together: the choice and its random controls."""
+    together, controls = given.get("together"), given.get("controls")
+    if together is None:
+        together = bool(given.get("heads") or given.get("layers"))
+    return 1 + controls if "together" in given and together and isinstance(controls, int) else 0
+
+
+def _names(named: object) -> list[str]:
+    """What a selection names; nothing for all."""
+    return [str(n) for n in named] if isinstance(named, Sequence) and not isinstance(named, str) else []

@@ -17,8 +17,9 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +269,9 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
 
     place = {"gguf_file": gguf.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **place)
+        with redirect_stderr(StringIO()):  # the reader has a progress bar of its own
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **place)
     except MemoryError:
         raise
     except Exception as error:  # the reader raises whatever its parsing runs into

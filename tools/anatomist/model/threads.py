@@ -46,16 +46,22 @@ def available() -> int:
     return max(1, min(torch.get_num_threads(), cores))
 
 
-def measured(most: int, *, rounds: int = 5) -> int:
-    """The number of threads up to `most` whose product takes the least time (median of interleaved rounds)."""
+def measured(most: int, *, rounds: int = 7, budget: float = 0.2) -> int:
+    """The number of threads up to `most` whose product takes the least time (median of interleaved rounds).
+
+    After `budget` seconds no further round begins: where that happens, threads are waiting for each other.
+    """
     tried = candidates(most)
     if len(tried) == 1:
         return 1
     before = torch.get_num_threads()
     left, right = torch.ones(64, 576), torch.ones(576, 1536)
     seconds: dict[int, list[float]] = {n: [] for n in tried}
+    start = time.perf_counter()
     try:
         for turn in range(rounds + 1):
+            if turn > 1 and time.perf_counter() - start > budget:
+                break
             for n in tried:
                 taken = _time(left, right, n)
                 if turn:  # the first round only wakes the threads
@@ -80,7 +86,7 @@ def fastest(seconds: dict[int, float]) -> int:
     return best
 
 
-def _time(left: torch.Tensor, right: torch.Tensor, threads: int, repeats: int = 8) -> float:
+def _time(left: torch.Tensor, right: torch.Tensor, threads: int, repeats: int = 3) -> float:
     """Seconds of a few products with so many threads."""
     torch.set_num_threads(threads)
     start = time.perf_counter()

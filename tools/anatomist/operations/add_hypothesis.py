@@ -61,6 +61,6 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Added:
     written = desk.ledger.append(arguments.investigation, make).hypotheses[-1]
     rival = "" if written.rivals else " It has no rival yet: what else would explain the observations?"
     return Added(
-        summary=f"{written.id} is written at {written.at}; runs on held-out prompts are confirmatory from now on.{rival}",
+        summary=f"{written.id} is written ({written.at}); held-out runs are confirmatory from now on.{rival}",
         hypothesis=written,
     )

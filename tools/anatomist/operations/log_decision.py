@@ -1,6 +1,6 @@
 """Write a decision and its reason into an investigation.
 
-Comes back: the time and the count. For choices a reader would ask about: prompts left out, a metric chosen, a lead dropped.
+Comes back: the time and the count. For choices a reader would ask about: prompts left out, a metric, a lead dropped.
 """
 
 from __future__ import annotations

@@ -79,11 +79,12 @@ def _check(state: Investigation, arguments: Arguments) -> None:
                 "Evidence is a run made in this investigation: pass investigation= to the technique.",
             )  # fmt: skip
     if state.hypothesis(arguments.hypothesis) is None:
-        raise UnknownName.of("hypothesis", arguments.hypothesis, [h.id for h in state.hypotheses], "Call add_hypothesis.")
+        written = [h.id for h in state.hypotheses]
+        raise UnknownName.of("hypothesis", arguments.hypothesis, written, "Call add_hypothesis.")
     if arguments.kind in ("necessary", "sufficient", "mediating") and not any(
         made[r].technique in CAUSAL for r in arguments.runs
     ):
         raise BadArguments(
-            f"a claim that components are {arguments.kind} needs a run that intervenes; {', '.join(arguments.runs)} only "
-            "read. Run patch_activations or ablate within the investigation, or claim 'direct' or 'decodable'."
+            f"a claim that components are {arguments.kind} needs a run that intervenes; {', '.join(arguments.runs)} "
+            "only read. Run patch_activations or ablate within the investigation, or claim 'direct' or 'decodable'."
         )

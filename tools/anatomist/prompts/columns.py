@@ -75,9 +75,14 @@ def _check_one_length(tokens: Tokens, roles: Mapping[str, tuple[int, ...]], what
         )
 
 
+def one_line(string: str) -> str:
+    """A token's string with its line ends spelled out, for labels."""
+    return string.replace("\n", "\\n").replace("\r", "\\r")
+
+
 def _places(tokens: Tokens, places: Sequence[int]) -> str:
     """'9: John'; over rows that differ '8-11: John/ Mary/…'."""
     first, last = min(places), max(places)
-    strings = list(dict.fromkeys(tokens.strings[row][place] for row, place in enumerate(places)))
+    strings = list(dict.fromkeys(one_line(tokens.strings[row][place]) for row, place in enumerate(places)))
     shown = "/".join(strings[:SHOWN_TOKENS]) + ("/…" if len(strings) > SHOWN_TOKENS else "")
     return f"{first if first == last else f'{first}-{last}'}:{shown}"

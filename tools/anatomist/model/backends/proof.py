@@ -72,8 +72,10 @@ def _identities(
     return [
         (("resid_mid",), ("resid_pre", "attn_out"), _middle),
         (("attn_out", "mlp_out"), ("resid_pre", "resid_post"), _adds_up),
-        (("scores",), ("pattern",), lambda at: _same(at("scores").float().softmax(-1), at("pattern"))),
+        (("scores",), ("pattern",), _softmax),
         (("head", "v"), ("pattern",), _mixes),
+        # Where both fail it is the pattern, which they share, that is not to be trusted.
+        (("pattern",), ("scores", "head", "v"), lambda at: _softmax(at) or _mixes(at)),
         (("q", "k"), ("scores", "pattern"), lambda at: any(_proportional(at, cap) for cap in (None, *caps))),
     ]  # fmt: skip
 
@@ -84,6 +86,10 @@ def _middle(at: At) -> bool:
 
 def _adds_up(at: At) -> bool:
     return _same(at("resid_pre") + at("attn_out") + at("mlp_out"), at("resid_post"))
+
+
+def _softmax(at: At) -> bool:
+    return _same(at("scores").float().softmax(-1), at("pattern"))
 
 
 def _mixes(at: At) -> bool:
@@ -99,7 +105,7 @@ def _proportional(at: At, cap: float | None) -> bool:
     seen = at("pattern") > 0
     x, y = products[seen], scores[seen]
     y = y if cap is None else cap * torch.atanh((y / cap).clamp(-1 + 1e-6, 1 - 1e-6))
-    return _same(x * ((x @ y) / (x @ x)), y)
+    return _same(x * ((x @ y) / (x @ x).clamp(min=torch.finfo(x.dtype).tiny)), y)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

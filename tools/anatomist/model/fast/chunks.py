@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from ...errors import WouldNotFit
 from ..backends.blocks import Anatomy
 from ..sweep_plan import SweepPlan
-from .items import Item, differences
+from .items import Item, differences, items_of
 from .schedule import Chunk
 from .walk import attention_bytes
 
 # Beyond this many tokens a product gains nothing from being larger, and a processor's caches lose: a chunk is cut
 # there even where the budget would allow more. Memory of an accelerator has no such knee at these sizes.
-ENOUGH_TOKENS = 12_288
+ENOUGH_TOKENS = 24576
 MANY_TOKENS = 131_072
 ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
 ENOUGH_ATTENTION = 64 * 2**20
@@ -70,17 +70,20 @@ def logit_bytes(anatomy: Anatomy, plan: SweepPlan) -> tuple[int, int]:
     return len(columns) * anatomy.sizes.d_model * s, (s + 4 * 4) * len(columns)
 
 
-def chunks_of(plan: SweepPlan, rows: Sequence[list[Item]], budget: Budget) -> Iterator[Chunk]:
+def chunks_of(plan: SweepPlan, n_layers: int, budget: Budget) -> Iterator[Chunk]:
     """Rows together while they fit; a row with more items than fit is cut into several chunks.
+
+    Made one at a time: the items of a large grid on many prompts would take more memory than their activations.
 
     Raises:
         WouldNotFit: a row's own runs and one item are over the budget.
     """
-    differs = _differs(plan)
+    differs = differences(plan)
     together: list[Chunk] = []
     size = 0
-    for row, items in enumerate(rows):
-        for part in _parts(plan, row, differs[row], items, budget):
+    for row in range(plan.base.n_rows):
+        own = None if differs is None or differs[row] > plan.read_at[row] else differs[row]
+        for part in _parts(plan, row, own, items_of(plan, row, n_layers, differs), budget):
             if together and (size + part.tokens > budget.tokens or together[-1].rows == part.rows):
                 yield _joined(together)
                 together, size = [], 0
@@ -121,10 +124,3 @@ def _joined(chunks: list[Chunk]) -> Chunk:
         tuple(item for c in chunks for item in c.items),
     )
 
-
-def _differs(plan: SweepPlan) -> list[int | None]:
-    """Where each row's source run begins to be its own; None where that is behind the read position."""
-    found = differences(plan)
-    if found is None:
-        return [None] * plan.base.n_rows
-    return [d if d <= last else None for d, last in zip(found, plan.read_at, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +12,7 @@ from ..backends.blocks import Anatomy
 from ..sweep_plan import Measured, SweepPlan, SweepProgress, Work, values_of
 from .arithmetic import unembed
 from .chunks import Budget, budget_of, chunks_of
-from .items import Item, differences, items_of
+from .items import differences
 from .schedule import Chunk, Schedule
 from .walk import Walk, pieces
 
@@ -38,30 +40,32 @@ class _Sweep:
 
     def __init__(self, anatomy: Anatomy, plan: SweepPlan, progress: SweepProgress, budget_bytes: int) -> None:
         self.anatomy, self.plan, self.progress = anatomy, plan, progress
-        n_layers = anatomy.sizes.n_layers
-        self.rows = items_of(plan, n_layers)
+        self.n_layers = anatomy.sizes.n_layers
         self.budget: Budget = budget_of(anatomy, plan, budget_bytes)
-        self.chunks = list(chunks_of(plan, self.rows, self.budget))
-        self.done, self.total = 0, sum(_layer_tokens(chunk, n_layers) for chunk in self.chunks)
+        self.done, self.total = 0, sum(_layer_tokens(chunk, self.n_layers) for chunk in self._chunks())
         self.walk = Walk(anatomy, plan, self.budget.attention, self._tick)
         self.unembedding = _columns(anatomy, plan.vocabulary)
         shape = (len(plan.metrics), plan.base.n_rows)
         self.base = torch.full(shape, float("nan"))
         self.source = None if plan.source is None else torch.full(shape, float("nan"))
-        self.found: list[tuple[tuple[Item, ...], Tensor]] = []
+        self.begun: set[int] = set()
+        self.values = torch.full((len(plan.metrics), len(plan.cells), plan.base.n_rows), float("nan"))
+
+    def _chunks(self) -> Iterator[Chunk]:
+        return chunks_of(self.plan, self.n_layers, self.budget)
 
     def run(self) -> Measured:
         work = Work(0, 0.0, 0, 0, 0)
-        for chunk in self.chunks:
+        for chunk in self._chunks():
             self._chunk(chunk)
             work = work.plus(Work(0, 0.0, 1, len(chunk.items), self.budget.peak(chunk.tokens)))
         cost = self.walk.cost
         work = work.plus(Work(cost.layer_tokens, cost.flops, 0, 0, 0))
         fired = tuple(cell.writes(self.plan.base.lengths) for cell in self.plan.cells)
-        return Measured(self._values(), self.base, self.source, fired, work, self._skipped())
+        return Measured(self.values, self.base, self.source, fired, work, self._skipped())
 
     def _chunk(self, chunk: Chunk) -> None:
-        schedule = Schedule(chunk, self.anatomy.sizes.n_layers)
+        schedule = Schedule(chunk, self.n_layers)
         final = self.walk.through(schedule)
         sourced = [chunk.rows[i] for i in schedule.sourced]
         rows = [*chunk.rows, *sourced, *(item.row for item in chunk.items)]
@@ -71,7 +75,7 @@ class _Sweep:
         if self.source is not None:
             self.source[:, list(chunk.rows)] = values[:, : schedule.n_base]
             self.source[:, sourced] = values[:, schedule.n_base : schedule.first_item]
-        self.found.append((chunk.items, values[:, schedule.first_item :]))
+        self._place(chunk, values[:, schedule.first_item :])
 
     def _metrics(self, final: Float[Tensor, "N D"], rows: list[int]) -> Float[Tensor, "M N"]:
         """Every metric of N results, in float32."""
@@ -79,13 +83,14 @@ class _Sweep:
         self.walk.cost.flops += 2.0 * logits.numel() * final.shape[1]
         return torch.stack(values_of(self.plan.metrics, logits.float(), self.plan.vocabulary, rows)).float().cpu()
 
-    def _values(self) -> Float[Tensor, "M C B"]:
-        """Base values everywhere, but where something was changed."""
-        values = self.base[:, None].repeat(1, len(self.plan.cells), 1)
-        for items, found in self.found:
-            if items:
-                values[:, [item.cell for item in items], [item.row for item in items]] = found
-        return values
+    def _place(self, chunk: Chunk, found: Float[Tensor, "M N"]) -> None:
+        """Base values in a row's cells to begin with, what was measured where something is changed."""
+        for row in chunk.rows:
+            if row not in self.begun:
+                self.values[:, :, row] = self.base[:, row, None]
+                self.begun.add(row)
+        if chunk.items:
+            self.values[:, [item.cell for item in chunk.items], [item.row for item in chunk.items]] = found
 
     def _skipped(self) -> bool:
         """Whether anything was left out because base and source share a beginning."""

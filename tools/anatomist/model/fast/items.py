@@ -73,15 +73,12 @@ def differences(plan: SweepPlan) -> tuple[int, ...] | None:
     return tuple(first_difference(a, b) for a, b in zip(plan.base.ids, plan.source.ids, strict=True))
 
 
-def items_of(plan: SweepPlan, n_layers: int) -> list[list[Item]]:
-    """The items of every base row; a cell that changes nothing measured in a row has none there."""
-    starts = differences(plan) if plan.shares_prefix else None
-    rows: list[list[Item]] = []
-    for row, last in enumerate(plan.read_at):
-        first = 0 if starts is None else starts[row]
-        found = (_item(c, cell, row, first, last, n_layers) for c, cell in enumerate(plan.cells))
-        rows.append([item for item in found if item is not None])
-    return rows
+def items_of(plan: SweepPlan, row: int, n_layers: int, differs: tuple[int, ...] | None) -> list[Item]:
+    """The items of one base row; a cell that changes nothing measured there has none. `differs`: of `differences`."""
+    first = differs[row] if differs is not None and plan.shares_prefix else 0
+    last = plan.read_at[row]
+    found = (_item(c, cell, row, first, last, n_layers) for c, cell in enumerate(plan.cells))
+    return [item for item in found if item is not None]
 
 
 def _item(index: int, cell: Cell, row: int, first: int, last: int, n_layers: int) -> Item | None:
