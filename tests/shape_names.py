@@ -1,7 +1,7 @@
 """Shape checking under pytest: the names that the library imports only for type checkers are made real.
 
-The library's torch-free modules write `Float[Tensor, "B T D"]` with both names under TYPE_CHECKING. Before such a module
-is executed its namespace is given the real ones; jaxtyping then checks every signature that names a shape.
+The library's torch-free modules write `Float[Tensor, "B T D"]` with both names under TYPE_CHECKING. Before such a
+module is executed its namespace is given the real ones; jaxtyping then checks every signature that names a shape.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def test_there_are_techniques() -> None:
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_a_technique_has_its_face(name: str) -> None:
     face = module(name)
-    assert face.__doc__ and face.TITLE and face.QUESTIONS
+    assert face.__doc__
+    assert face.TITLE
+    assert face.QUESTIONS
     assert issubclass(face.Arguments, Arguments)
     assert len(results(face)) == 1
     assert callable(face.run)

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from anatomist.errors import BadArguments, BadPosition, BadSite, NotFinite, Unsupported
+from anatomist.errors import BadArguments, BadPosition, BadPrompts, BadSite, NotFinite, Unsupported
 from anatomist.model.backends.local import LocalModel
 from anatomist.model.backends.nnsight import NNsightModel
 from anatomist.model.edits import Edit, Rule
@@ -367,7 +367,7 @@ def test_weights_with_nan_are_refused(backend: type[LocalModel] | type[NNsightMo
 @pytest.mark.bad_input
 def test_text_for_a_model_without_a_tokenizer_is_an_error() -> None:
     model = model_of("llama", "local")
-    with pytest.raises(Exception, match="has no tokenizer"):
+    with pytest.raises(BadPrompts, match="has no tokenizer"):
         model.tokenize(["hello"])
     with pytest.raises(Unsupported, match="no chat template"):
         model.chat("hello")

@@ -108,3 +108,12 @@ def test_what_a_toy_lacks_is_an_error() -> None:
     model.close()
     with pytest.raises(Unavailable, match="was closed"):
         model.run(tokens, logits_at="all")
+
+
+def test_a_rows_sampled_text_does_not_depend_on_the_rows_beside_it() -> None:
+    model = random_toy()
+    rows = [[1, 2, 3], [4, 5], [6, 7, 8]]
+    together = model.generate(model.tokenize(rows), max_new_tokens=5, temperature=1.0, seed=3)
+    alone = model.generate(model.tokenize(rows[:1]), max_new_tokens=5, temperature=1.0, seed=3)
+    assert together[0] == alone[0]
+    assert len(set(together)) == 3

@@ -33,7 +33,6 @@ from .estimate.calibration import Rate, measured_rate
 from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
 from .estimate.techniques import cost_of_technique
-from .investigation.ledger import Ledger
 from .host_bench import HostBench
 from .investigation.ledger import Ledger
 from .investigation.noting import admit, note
@@ -110,7 +109,6 @@ class Desk:
         self.roots = Roots.of(self.workspace, allow)
         self.store = Store(self.workspace)
         self.shelf = Shelf(self.workspace)
-        self.ledger = Ledger(self.workspace)
         self.ledger = Ledger(self.workspace)
         self.catalog = catalog
         self.budget_bytes = budget_bytes or int(os.environ.get(BUDGET_VARIABLE) or DEFAULT_BUDGET)

@@ -28,7 +28,7 @@ Progress = Callable[[float, float, str], None]  # done, total, what; raises Canc
 ModelHandle = Annotated[str, Field(description="Model handle, or a name load_model accepts.")]
 PromptsArgument = Annotated[
     str | tuple[Prompt, ...],
-    Field(description="Handle from make_prompts, a .jsonl file, or a list of {clean, corrupted, answer, wrong, roles}."),
+    Field(description="Handle from make_prompts, a .jsonl file, or a list: {clean, corrupted, answer, wrong, roles}."),
 ]
 Layers = Annotated[tuple[int, ...] | None, Field(description="Layers; all when absent.")]
 Heads = Annotated[tuple[str, ...] | None, Field(description="Heads written L23H3; all when absent.")]

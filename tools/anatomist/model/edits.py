@@ -64,7 +64,8 @@ def check_edit(edit: Edit, shape: Shape, tokens: Tokens) -> Edit:
         raise BadArguments(f"the edit '{edit}' selects nothing; name at least one row and one position.")
     for row in rows:
         if not 0 <= row < tokens.n_rows:
-            raise BadPosition(f"row {row} does not exist: there are {tokens.n_rows} prompts (0 to {tokens.n_rows - 1}).")
+            n = tokens.n_rows
+            raise BadPosition(f"row {row} does not exist: there are {n} prompts (0 to {n - 1}).")
     for row, position in selected(edit, tokens):
         if not 0 <= position < tokens.lengths[row]:
             raise BadPosition(tokens.outside(row, position))

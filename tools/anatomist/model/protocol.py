@@ -110,7 +110,7 @@ class Norm:
 
 @runtime_checkable
 class Weights(Protocol):
-    """Weights in one orientation for every architecture: activations multiply from the left (x @ W). Views, not copies."""
+    """Weights in one orientation for every architecture: activations multiply from the left (x @ W); views."""
 
     def embed(self) -> Float[Tensor, "V D"]: ...
     def position_embed(self) -> Float[Tensor, "N D"] | None: ...

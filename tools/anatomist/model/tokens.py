@@ -83,7 +83,8 @@ class Tokens:
             return places[0]
         shown = ", ".join(f"{i}:{s!r}" for i, s in enumerate(self.strings[row]))
         if places:
-            raise BadPosition(f"token {spec!r} occurs at positions {places} of prompt {row}; name one by number: {shown}.")
+            many = f"token {spec!r} occurs at positions {places} of prompt {row}"
+            raise BadPosition(f"{many}; name one by number: {shown}.")
         raise BadPosition(f"prompt {row} has no token {spec!r}; its tokens are {shown}.")
 
 

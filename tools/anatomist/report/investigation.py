@@ -118,8 +118,8 @@ def _limits(section: Section, state: Investigation) -> None:
     section.text(
         "Other sets of components may do the same; a validated set is a circuit, not the circuit. What was shown holds "
         "for this model, these templates and this metric.",
-        f"{sum(r.label == 'exploratory' for r in state.runs)} of {len(state.runs)} runs are exploratory: they were made "
-        "before a prediction was written, or on prompts that were not held out.",
+        f"{sum(r.label == 'exploratory' for r in state.runs)} of {len(state.runs)} runs are exploratory: made before a "
+        "prediction was written, or on prompts that were not held out.",
     )
 
 

@@ -13,10 +13,12 @@ from .items import Item, differences, items_of
 from .schedule import Chunk
 from .walk import attention_bytes
 
-# Beyond this many tokens a product gains nothing from being larger, and a processor's caches lose: a chunk is cut
-# there even where the budget would allow more. Memory of an accelerator has no such knee at these sizes.
-ENOUGH_TOKENS = 24576
-MANY_TOKENS = 131_072
+# On a processor a product gains nothing from more tokens than this, and what no longer fits in its caches loses a tenth
+# of the speed (measured with 6, 12 and 49 thousand). A chunk is cut there even where the budget would allow more, but
+# not so short that the rows' own runs, computed anew in each chunk, weigh more than a fiftieth.
+ENOUGH_TOKENS = 6_144
+ENOUGH_RUNS = 48
+MANY_TOKENS = 131_072  # on an accelerator, whose memory has no such knee
 ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
 ENOUGH_ATTENTION = 64 * 2**20
 MANY_RESULTS = 512
@@ -57,7 +59,8 @@ def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
     rows = max(1, min(MANY_RESULTS, (budget_bytes // LOGIT_SHARE - fixed) // result))
     logits = fixed + rows * result
     each = token_bytes(anatomy)
-    most = ENOUGH_TOKENS if anatomy.reference.is_cpu else MANY_TOKENS
+    runs = width * (1 if plan.source is None else 2)
+    most = max(ENOUGH_TOKENS, ENOUGH_RUNS * runs) if anatomy.reference.is_cpu else MANY_TOKENS
     tokens = min(most, (budget_bytes - attention - logits) // each)
     return Budget(tokens, each, attention, logits, rows)
 

@@ -79,17 +79,6 @@ class Walk:
     def _mlp(self, layer: int, block: Block, step: Step, x: Tensor, attn: Tensor | None) -> Float[Tensor, "M D"]:
         """The second half of a layer; `attn` is what attention adds where it runs beside the MLP."""
         live = [x] if attn is None else [x, attn]
-        import os
-        tile = int(os.environ.get("TILE", "0"))
-        if tile:
-            out = torch.empty_like(x)
-            for p in pieces(len(x), tile):
-                at = slice(p.start, p.stop)
-                block.mlp_out(hidden(block, block.mlp_norm(x[at])), out=out[at])
-            for part in live:
-                out = out.add_(part)
-            (out,) = self._enter(step, Stage.POST, out)
-            return out
         f = hidden(block, block.mlp_norm(x))
         matrices = 1 if block.mlp_gate is None else 2
         self.cost.flops += 2.0 * matrices * f.numel() * x.shape[1]
