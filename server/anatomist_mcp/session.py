@@ -172,6 +172,8 @@ class Session:
                 png = message["png"]
                 return WorkerAnswer(message["name"], message["result"], message["run"], Path(png) if png else None)
             else:
+                if message.get("last"):
+                    await self._bury()
                 raise _error_of(name, message)
 
     async def _receive(self, doing: str) -> dict:  # pyright: ignore[reportMissingTypeArgument]  # JSON

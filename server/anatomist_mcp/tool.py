@@ -13,8 +13,8 @@ from anatomist.errors import BadArguments
 from anatomist.result import Frozen
 from mcp_types import Tool, ToolAnnotations
 
-from .content import Detail
 from .schemas import OUTPUT_SCHEMA, Schema, input_schema
+from .text import Detail
 
 ServerArgument = Literal["response_format", "as_job"]
 DESCRIPTION_LIMIT = 700  # characters of a docstring that are listed

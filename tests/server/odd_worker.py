@@ -56,6 +56,9 @@ def work(call: dict) -> None:
             send(type="progress", id=call["id"], done=1, total=3, what="polite")
             cancelled.wait()
             error(call, "Cancelled", "stopped", deliberate=True)
+        case "last word":
+            send(type="error", id=call["id"], error="WouldNotFit", text="too much", deliberate=True, last=True)
+            os._exit(70)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "large":

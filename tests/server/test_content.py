@@ -7,7 +7,8 @@ import json
 
 import pytest
 from anatomist.result import About, Estimate, Frozen, Grid, Result, SelfTest, grid
-from anatomist_mcp.content import CAP_TOKENS, CHARACTERS_PER_TOKEN, Detail, Shown, fit, present
+from anatomist_mcp.content import CAP_TOKENS, CHARACTERS_PER_TOKEN, Shown, fit, present
+from anatomist_mcp.text import Detail
 from mcp.types import ImageContent, ResourceLink, TextContent
 
 ABOUT = About(
@@ -137,6 +138,10 @@ def test_numbers_are_rounded_before_anything_is_left_out() -> None:
 def test_nothing_is_rounded_when_it_fits() -> None:
     data, left_out = fit({"values": [1 / 3] * 10}, 1200)
     assert (data, left_out) == ({"values": [1 / 3] * 10}, [])
+
+
+def test_a_leading_space_of_a_token_is_seen() -> None:
+    assert "tokens: ' Mary', gave" in text(Shown(sweep(tokens=(" Mary", "gave"))))
 
 
 def test_an_empty_result_needs_nothing_but_its_summary() -> None:

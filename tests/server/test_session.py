@@ -9,7 +9,7 @@ import time
 
 import anyio
 import pytest
-from anatomist.errors import BadSite, WorkerDied
+from anatomist.errors import BadSite, WorkerDied, WouldNotFit
 from anatomist_mcp.session import PATIENCE, InternalError, Session
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +82,12 @@ async def test_a_worker_killed_during_a_call_is_an_error_that_says_so_and_the_ne
     with pytest.raises(WorkerDied, match=r"ended during die \(killed by signal 9.*Nothing stored is lost.*Call again"):
         await odd.call("die", {}, Heard())
     assert odd.state is None
+    assert await worker_pid(odd) == odd.pid
+
+
+async def test_a_worker_that_ends_itself_for_memory_says_so_and_is_replaced(odd: Session) -> None:
+    with pytest.raises(WouldNotFit, match="too much"):
+        await odd.call("last word", {}, Heard())
     assert await worker_pid(odd) == odd.pid
 
 

@@ -261,7 +261,9 @@ class Host(Desk):
 
     def bench(self, investigation: str, finding: str, progress: Progress) -> HostBench:
         """What the checks of a finding work on."""
-        return HostBench(self, investigation, f"check of {finding}", progress)
+        return HostBench(
+            self.call, lambda model: self.model(model).info.shape, investigation, f"check of {finding}", progress
+        )
 
     def _run_noted(self, entry: Entry, arguments: Arguments, progress: Progress, purpose: str) -> Answer:
         """Run a technique; within an investigation the run is written into its record."""

@@ -78,18 +78,15 @@ class Grid(Frozen):
         if self.values is None:
             raise ValueError(f"grid {self.name!r} was left out for size")
         key = abs if by == "magnitude" else float
-        order = sorted((i for i, v in enumerate(self.values) if v is not None), key=lambda i: -key(self.values[i]))
-        return [self._cell(i) for i in order[:k]]
+        found = [(i, v) for i, v in enumerate(self.values) if v is not None]
+        return [self._cell(i, v) for i, v in sorted(found, key=lambda iv: -key(iv[1]))[:k]]
 
-    def _cell(self, flat: int) -> Cell:
+    def _cell(self, flat: int, value: float) -> Cell:
         index: list[int] = []
         rest = flat
         for n in reversed(self.shape):
             rest, i = divmod(rest, n)
             index.insert(0, i)
-        assert self.values is not None
-        value = self.values[flat]
-        assert value is not None
         return Cell(labels=tuple(a.labels[i] for a, i in zip(self.axes, index, strict=True)), value=value)
 
 

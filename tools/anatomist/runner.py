@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -89,7 +90,7 @@ def run_technique(
     with store.writing() as writer:
         context = Context(
             model=model, prompts=prompts.chosen if prompts else None, progress=progress, budget_bytes=budget_bytes,
-            stream=writer.stream,
+            stream=writer.stream, random_twin=partial(_random_twin, model),
         )  # fmt: skip
         started, clock = datetime.now(UTC), time.perf_counter()
         found = _compute(entry, context, arguments)
@@ -105,6 +106,12 @@ def run_technique(
         writer.text("provenance.json", json.dumps(provenance, indent=1))
     final = store.get(writer.id)
     return KeptRun(writer.id, result, final.picture)
+
+
+def _random_twin(model: Model, seed: int) -> Model:
+    from .model.loading import random_twin  # torch and the frameworks, only where a technique asks for a twin
+
+    return random_twin(model, seed)
 
 
 def _compute(entry: Entry, context: Context, arguments: Arguments) -> Result:

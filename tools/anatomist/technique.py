@@ -106,6 +106,7 @@ class Context:
     budget_bytes: int = 2 * 1024**3  # memory a technique may plan with, beyond the weights
     arrays: dict[str, KeptArray] = field(default_factory=dict)
     stream: OpenStream | None = None  # for an array too big to keep in memory; None where nothing is stored
+    random_twin: Callable[[int], Model] | None = None  # seed -> a model of the same configuration, untrained
 
     def keep(self, name: str, tensor: Tensor, *, axes: tuple[str, ...], unit: str) -> None:
         """Keep a tensor with the run: it goes to the store as safetensors, not into the result."""

@@ -23,7 +23,7 @@ From the worker:
 | ready | state: the imports are done |
 | progress | id, done, total, what; at most five a second |
 | answer | id, name, result (the technique's own, as JSON text), run (id or null), png (path or null), state, waiting |
-| error | id, error (class name), text, deliberate, state, waiting |
+| error | id, error (class name), text, deliberate, state, waiting; or last instead of these two: the process ends |
 
 `state` is a WorkerState; `waiting` lists the models of `restore` not loaded again so far. A deliberate error is an
 AnatomistError, whose text is meant for the caller; any other exception is logged with its traceback under a short id on
@@ -232,7 +232,9 @@ def watch_memory(channel: Channel, calls: Calls, limit: int | None) -> None:
                 "call starts a new process and loads the model again; nothing stored is lost."
             )
             if calls.current is not None:
-                channel.send(type="error", id=calls.current, error="WouldNotFit", text=text, deliberate=True)
+                channel.send(
+                    type="error", id=calls.current, error="WouldNotFit", text=text, deliberate=True, last=True
+                )
             log.error("%s", text)
             os._exit(OUT_OF_MEMORY)
         time.sleep(WATCH_EVERY)

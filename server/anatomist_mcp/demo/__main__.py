@@ -43,7 +43,7 @@ async def _demo(report: Path, workspace: Path, prompts: int, seed: int) -> None:
     )
     async with Client(server) as client:
         caller = Caller(client)
-        caller.console.print(f"[bold]Anatomist[/bold] {client.server_info.version}: asking the server over stdio\n")
+        caller.console.print("[bold]Anatomist[/bold]: asking the server over stdio\n")
         demo = await investigate(caller, n=prompts, seed=seed)
         write(page(demo, Store(workspace), caller.seconds), report)
         computed = sum(caller.seconds.values())

@@ -42,9 +42,9 @@ class Caller:
         started = time.monotonic()
         with self.console.status(f"[bold]{name}[/bold]") as status:
 
-            async def shown(done: float, total: float | None, what: str | None) -> None:
-                share = f" {done / total:.0%}" if total else ""
-                status.update(f"[bold]{name}[/bold]{share} {what or ''}")
+            async def shown(progress: float, total: float | None, message: str | None) -> None:
+                share = f" {progress / total:.0%}" if total else ""
+                status.update(f"[bold]{name}[/bold]{share} {message or ''}")
 
             answer = await self.client.call_tool(tool, dict(arguments), progress_callback=shown)
         took = time.monotonic() - started

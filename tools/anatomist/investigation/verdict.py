@@ -25,7 +25,7 @@ MEANS: Mapping[str, str] = {
 
 def verdict_of(checks: Sequence[Check]) -> tuple[VerdictName, tuple[str, ...]]:
     """The verdict and its reasons."""
-    by_name = {c.name: c for c in checks}
+    by_name: dict[CheckName, Check] = {c.name: c for c in checks}
     failed = [c for c in checks if c.outcome == "fail"]
     missing = [n for n in REQUIRED if n not in by_name or by_name[n].outcome == "not_applicable"]
     reasons = tuple(f"{c.name}: {c.reason}" for c in failed)

@@ -3,8 +3,8 @@
 Prompts that share a template and names are not independent, so whole clusters are drawn with replacement (Field &
 Welsh 2007; Cameron, Gelbach & Miller 2008). The interval is a percentile interval with its tails widened for the number
 of clusters G: the nominal tail a is replaced by Phi(-sqrt(G / (G - 1)) * t(1 - a, G - 1)) (Hesterberg 2015, "What
-teachers should know about the bootstrap", section 4.5: expanded percentile), without which few clusters give intervals
-that are too short. Templates are taken as given: the interval says nothing of a new template.
+teachers should know about the bootstrap", arXiv 1411.5279: expanded percentile), without which few clusters give
+intervals that are too short. Templates are taken as given: the interval says nothing of a new template.
 """
 
 from __future__ import annotations

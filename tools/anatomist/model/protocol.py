@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -108,6 +108,14 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
 
+class AttentionRule(NamedTuple):
+    """How a layer turns the product of queries and keys into scores."""
+
+    scaling: float  # factor on the product
+    window: int | None  # a query sees this many positions, itself included; None: all before it
+    score_cap: float | None  # scores become cap * tanh(scores / cap)
+
+
 @runtime_checkable
 class Weights(Protocol):
     """Weights in one orientation for every architecture: activations multiply from the left (x @ W); views."""
@@ -129,6 +137,11 @@ class Weights(Protocol):
     def mlp_gate(self, layer: int) -> Float[Tensor, "D F"] | None: ...
     def mlp_out(self, layer: int) -> Float[Tensor, "F D"] | None: ...
     def mlp_out_bias(self, layer: int) -> Float[Tensor, " D"] | None: ...
+    def attention_rule(self, layer: int) -> AttentionRule: ...
+    def rotated(self, layer: int, x: Float[Tensor, "*rest h"], position: int) -> Float[Tensor, "*rest h"]:
+        """Queries or keys as they stand at a position: turned by rotary models, as they are in all others."""
+        ...
+
     def attention_norm(self, layer: int) -> Norm: ...
     def mlp_norm(self, layer: int) -> Norm: ...
     def post_attention_norm(self, layer: int) -> Norm | None:

@@ -42,7 +42,7 @@ class Site(NamedTuple):
 
     kind: SiteKind
     layer: int | None = None
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # a head's number; hides tuple.index, which nobody needs
 
     def __str__(self) -> str:
         if self.layer is None:

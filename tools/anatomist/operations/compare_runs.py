@@ -47,7 +47,7 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> RunsCompared:
     first, second = desk.store.get(arguments.first), desk.store.get(arguments.second)
     asked = tuple(changed(_read(first, "arguments.json"), _read(second, "arguments.json")))
     sides = [{k: v for k, v in _read(r, "provenance.json").items() if k in DEPENDS_ON} for r in (first, second)]
-    depends = tuple(c for c in changed(*sides) if not c.where.endswith("load_seconds"))
+    depends = tuple(c for c in changed(sides[0], sides[1]) if not c.where.endswith("load_seconds"))
     numbers = compare_numbers(
         _read(first, "result.json"), _read(second, "result.json"),
         absolute=arguments.absolute, relative=arguments.relative,

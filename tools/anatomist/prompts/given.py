@@ -44,7 +44,7 @@ def load_jsonl(path: str | Path, roots: Folders) -> PromptSet:
     """
     real = roots.check(path)
     try:
-        lines = real.read_text(encoding="utf-8").splitlines()
+        lines = real.read_text(encoding="utf-8").split("\n")
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise CorruptFile(f"{str(path)!r} is not a UTF-8 text file ({error}); give one JSON object a line.") from error
     prompts = [_read_line(line, f"line {i} of {str(path)!r}") for i, line in enumerate(lines, start=1) if line.strip()]

@@ -114,7 +114,7 @@ class Page:
 
     def html(self) -> str:
         """The page as one file that opens without a network."""
-        style = files(__package__).joinpath("page.css").read_text()
+        style = files("anatomist.report").joinpath("page.css").read_text()
         links = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in self.sections)
         script = bundle() if any(s.figures for s in self.sections) else ""
         return (

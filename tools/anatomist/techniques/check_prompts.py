@@ -286,8 +286,8 @@ def _summary(
 def _words(b: Behaviour) -> str:
     contrast = ""
     if b.logit_diff is not None and b.beats_wrong is not None:
-        contrast = f"logit difference {b.logit_diff}, above 0 on {b.beats_wrong:.0%}, "
-    return f"{contrast}answer most likely on {b.top1:.0%}, P(answer) {b.p_answer.mean:.3f}"
+        contrast = f"logit difference {b.logit_diff}, above 0 on {b.beats_wrong:.1%}, "
+    return f"{contrast}answer most likely on {b.top1:.1%}, P(answer) {b.p_answer.mean:.3f}"
 
 
 def _warnings(encoded: EncodedPrompts, clean: Behaviour, templates: Sequence[Group]) -> list[str]:

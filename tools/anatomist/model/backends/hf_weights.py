@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..protocol import Norm
+from ..fast.arithmetic import rotate
+from ..protocol import AttentionRule, Norm
 from .blocks import Anatomy, LeafNorm
 
 
@@ -74,6 +76,18 @@ class HFWeights:
 
     def mlp_out_bias(self, layer: int) -> Float[Tensor, " D"] | None:
         return _detached(self.anatomy.blocks[layer].mlp_out.bias)
+
+    def attention_rule(self, layer: int) -> AttentionRule:
+        block = self.anatomy.blocks[layer]
+        return AttentionRule(block.scaling, block.window, block.score_cap)
+
+    def rotated(self, layer: int, x: Float[Tensor, "*rest h"], position: int) -> Float[Tensor, "*rest h"]:
+        """Queries or keys as they stand at a position: turned by rotary models, as they are in all others."""
+        turns = self.anatomy.rotations(position + 1)
+        if not turns:
+            return x
+        places = torch.full((x[..., 0].numel(),), position, device=x.device)
+        return rotate(x.reshape(-1, 1, x.shape[-1]), turns[self.anatomy.blocks[layer].rotary_kind], places).view_as(x)
 
     def attention_norm(self, layer: int) -> Norm:
         return _norm(self.anatomy.blocks[layer].attention_norm)

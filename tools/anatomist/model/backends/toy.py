@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ...errors import BadPrompts, Unavailable, Unsupported
 from ..edits import Edit
-from ..protocol import ModelInfo, Norm, Run
+from ..protocol import AttentionRule, ModelInfo, Norm, Run
 from ..sites import KINDS, Shape, Site, SiteKind
 from ..tokens import Tokens
 from .describe import fingerprint
@@ -105,6 +105,12 @@ class ToyWeights:
 
     def mlp_out_bias(self, layer: int) -> Float[Tensor, " D"] | None:
         return self.blocks[layer].mlp_out_bias
+
+    def attention_rule(self, layer: int) -> AttentionRule:
+        return AttentionRule(self.blocks[layer].q.shape[-1] ** -0.5, None, None)
+
+    def rotated(self, layer: int, x: Float[Tensor, "*rest h"], position: int) -> Float[Tensor, "*rest h"]:
+        return x
 
     def attention_norm(self, layer: int) -> Norm:
         return self.blocks[layer].attention_norm

@@ -16,7 +16,7 @@ from .walk import attention_bytes
 # On a processor a product gains nothing from more tokens than this, and what no longer fits in its caches loses a tenth
 # of the speed (measured with 6, 12 and 49 thousand). A chunk is cut there even where the budget would allow more, but
 # not so short that the rows' own runs, computed anew in each chunk, weigh more than a fiftieth.
-ENOUGH_TOKENS = 6_144
+ENOUGH_TOKENS = 6_656
 ENOUGH_RUNS = 48
 MANY_TOKENS = 131_072  # on an accelerator, whose memory has no such knee
 ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
@@ -47,11 +47,7 @@ def token_bytes(anatomy: Anatomy) -> int:
 
 
 def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
-    """Split a budget.
-
-    Raises:
-        WouldNotFit: one run's attention does not fit in its share.
-    """
+    """Split a budget; `tokens` below 1 when one piece of attention and one result already exceed it."""
     width = max(plan.read_at) + 1
     least = attention_bytes(anatomy, width, width)
     attention = max(least, min(budget_bytes // ATTENTION_SHARE, ENOUGH_ATTENTION))
@@ -106,7 +102,7 @@ def _parts(
     if longest > room or room < 0:
         raise WouldNotFit(
             f"a sweep of prompt {row} needs {budget.peak(alone.tokens + longest) / 2**20:.0f} MiB for its own runs and "
-            f"one cell; the budget allows {budget.tokens} tokens at once. Use a shorter prompt or a larger budget."
+            f"one cell; the budget allows {max(budget.tokens, 0)} tokens at once. Use a shorter prompt or a larger budget."
         )
     found: list[Item] = []
     filled = 0
