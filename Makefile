@@ -18,10 +18,10 @@ demo: $(READY)
 	$(BIN)/python -m anatomist_mcp.demo --report $(REPORT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import tests.shape_names
 
 # Before anything of the library is imported: every function with shapes in its signature is checked when called.
 tests.shape_names.install()
+
+# Small models and several test processes: more threads on the same cores only wait for each other.
+os.environ.setdefault("ANATOMIST_THREADS", "1")
+torch.set_num_threads(1)
 
 if TYPE_CHECKING:
     from anatomist.model.protocol import Model

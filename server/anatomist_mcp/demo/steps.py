@@ -10,7 +10,7 @@ from anatomist.operations.load_model import Loaded
 from anatomist.operations.make_prompts import PromptsMade
 from anatomist.techniques.ablate import AblationResult
 from anatomist.techniques.attention_patterns import AttentionPatternsResult
-from anatomist.techniques.check_prompts import CheckPromptsResult
+from anatomist.techniques.check_prompts import PromptCheck
 from anatomist.techniques.direct_logit_attribution import DirectLogitAttributionResult
 from anatomist.techniques.logit_lens import LogitLensResult
 from anatomist.techniques.patch_activations import PatchingResult
@@ -30,7 +30,7 @@ class Demo:
     environment: Environment
     model: Loaded
     prompts: PromptsMade
-    check: CheckPromptsResult
+    check: PromptCheck
     lens: LogitLensResult
     direct: DirectLogitAttributionResult
     residual: PatchingResult
@@ -48,7 +48,7 @@ async def investigate(caller: Caller, *, n: int, seed: int) -> Demo:
     model = await call("load_model", {"name": MODEL}, Loaded)
     prompts = await call("make_prompts", {"task": TASK, "model": MODEL, "n": n, "seed": seed}, PromptsMade)
     on = {"model": MODEL, "prompts": prompts.handle, "seed": seed, "response_format": "detailed"}
-    check = await call("check_prompts", on, CheckPromptsResult)
+    check = await call("check_prompts", on, PromptCheck)
     lens = await call("logit_lens", on, LogitLensResult)
     direct = await call("direct_logit_attribution", on, DirectLogitAttributionResult)
     residual = await call("patch_activations", {**on, "positions": ROLES}, PatchingResult)

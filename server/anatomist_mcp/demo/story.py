@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from anatomist.causal.joint import JointEffect
 from anatomist.figures import Figure
 from anatomist.report.page import Page, Section
 from anatomist.result import About, Estimate, Result
 from anatomist.store import Store
-from anatomist.techniques.ablate import AblationResult, JointEffect
+from anatomist.techniques.ablate import AblationResult
 
 from .steps import Demo
 
@@ -42,12 +43,12 @@ def page(demo: Demo, store: Store, seconds: dict[str, float]) -> Page:
 def _answer(section: Section, demo: Demo) -> None:
     mean, resample = (_joint(r) for r in demo.removed)
     heads = ", ".join(demo.chosen)
-    lost = mean.fraction_lost or 0.0
+    lost = mean.fraction or 0.0
     beats = (mean.p or 1.0) <= 0.05 and (resample.p or 1.0) <= 0.05
     tone = "" if beats and lost >= STRONG else "weak"
     section.verdict(
         f"Removing {heads} together, on sentences with names that were not used to find them, costs {lost:.0%} of the "
-        f"logit difference (mean ablation; {resample.fraction_lost or 0.0:.0%} with resampling). "
+        f"logit difference (mean ablation; {resample.fraction or 0.0:.0%} with resampling). "
         + (
             f"None of {len(mean.control_changes)} random sets of as many heads of the same layers does as much."
             if beats
@@ -127,7 +128,7 @@ def _validate(section: Section, demo: Demo, store: Store) -> None:
     for result in demo.removed:
         joint = _joint(result)
         section.heading(f"{result.ablation} ablation, held-out prompts").text(result.summary)
-        lost = joint.fraction_lost
+        lost = joint.fraction
         section.tiles(
             [
                 ("withheld" if lost is None else f"{lost:.0%}", "of the logit difference lost", _about(result).run),

@@ -30,7 +30,7 @@ SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 TARGETS: tuple[ScoreName, ...] = SCORES[:-1]
 
 
-def targets(tokens: Tokens, like: Float[Tensor, "..."]) -> dict[ScoreName, Bool[Tensor, "B T T"]]:
+def targets(tokens: Tokens, like: Float[Tensor, ...]) -> dict[ScoreName, Bool[Tensor, "B T T"]]:
     """For each score the key positions that count, [row, query, key]; `like` gives the device."""
     width = tokens.width
     ids = like.new_tensor([[*row, *[-1] * (width - len(row))] for row in tokens.ids]).long()  # [B, T]
@@ -75,7 +75,7 @@ def scores(
     return {**found, "entropy": (entropy(pattern, tokens), several)}
 
 
-def uniform(tokens: Tokens, like: Float[Tensor, "..."]) -> Float[Tensor, "B 1 T T"]:
+def uniform(tokens: Tokens, like: Float[Tensor, ...]) -> Float[Tensor, "B 1 T T"]:
     """The baseline pattern: 1 / (p + 1) on every key a query can see."""
     width = tokens.width
     seen = like.new_ones(width, width).tril()

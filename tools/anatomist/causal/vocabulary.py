@@ -38,10 +38,11 @@ def _id(model: Model, token: str | int, what: str) -> int:
 
 
 def token_labels(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
-    """One readable label per id; ids whose strings look the same carry their number."""
-    shown = [_readable(s) for s in model.token_strings(list(ids))]
-    times = Counter(shown)
-    return tuple(s if times[s] == 1 else f"{s} #{i}" for s, i in zip(shown, ids, strict=True))
+    """One readable label per id; different ids whose strings look the same carry their number."""
+    distinct = list(dict.fromkeys(ids))
+    shown = dict(zip(distinct, map(_readable, model.token_strings(distinct)), strict=True))
+    times = Counter(shown.values())
+    return tuple(shown[i] if times[shown[i]] == 1 else f"{shown[i]} #{i}" for i in ids)
 
 
 def _readable(string: str) -> str:

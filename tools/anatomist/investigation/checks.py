@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from ..techniques.check_prompts import CheckPromptsResult
+from ..techniques.check_prompts import PromptCheck
 from .bench import Bench, NotApplicable, Setting
 from .intervention import Effect, Where, measure
 from .record import Check, CheckName, Finding, Hypothesis, Investigation
@@ -50,7 +50,7 @@ def baseline(case: Case) -> Check:
     where = case.where("held_out")
     arguments = {"model": where.model, "prompts": where.prompts, "split": where.split, "seed": case.setting.seed}
     result, run = case.bench.technique("check_prompts", arguments)
-    checked = cast(CheckPromptsResult, result)
+    checked = cast(PromptCheck, result)
     return _check("baseline", checked.worth_going_on, checked.summary, {}, run)
 
 
@@ -127,7 +127,7 @@ def alternatives(case: Case) -> Check:
         second = SECOND[finding.ablation]
         tried.append((f"{second} ablation", measure(case.bench, finding, where, case.setting, ablation=second)))
     if finding.kind != "direct":
-        tried.append(("logprob", measure(case.bench, finding, where, case.setting, metric="logprob")))
+        tried.append(("probability", measure(case.bench, finding, where, case.setting, metric="prob")))
     if not tried:
         raise NotApplicable("a direct claim has one measurement; its rivals are on the ledger.")
     passed = all(effect.share > 0 for _, effect in tried)

@@ -18,7 +18,6 @@ from typing import NamedTuple, cast
 
 from ..result import Estimate
 from ..techniques.ablate import AblationResult
-from ..techniques.direct_logit_attribution import DirectLogitAttributionResult
 from ..techniques.patch_activations import PatchingResult
 from .bench import Bench, NotApplicable, Setting
 from .record import ClaimKind, Finding
@@ -126,9 +125,7 @@ def _direct(bench: Bench, finding: Finding, common: dict[str, object]) -> Effect
     arguments = {k: v for k, v in common.items() if k != "metric"}
     result, run = bench.technique("direct_logit_attribution", arguments)
     direct = cast(DirectLogitAttributionResult, result)
-    estimates = direct.joint_of(finding.components)
-    total = direct.total.mean
-    return _of_estimate(estimates, total, run)
+    return _of_estimate(direct.joint_of(finding.components), direct.total.mean, run)
 
 
 def _of_estimate(estimate: Estimate, total: float, run: str) -> Effect:

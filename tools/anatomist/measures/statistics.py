@@ -161,8 +161,10 @@ def random_controls(
     `sizes` maps a layer to its number of heads. No control holds a claimed or an excluded place. Where a layer offers
     fewer than 20 alternatives, neighbouring layers are drawn on too, one further each side at a time.
 
+    Where there are fewer distinct sets than asked for, all that many draws found come back, and the note says so.
+
     Raises:
-        BadArguments: the set is empty, repeats a place, names one that does not exist, or there are not enough others.
+        BadArguments: the set is empty, repeats a place, names one that does not exist, or no other set can be drawn.
     """
     import numpy as np
 
@@ -177,13 +179,13 @@ def random_controls(
         drawn = _draw(claimed, pools, generator)
         if drawn is not None:
             sets[drawn] = None
-    if len(sets) < count:
+    if not sets:
         raise BadArguments(
-            f"only {len(sets)} distinct random sets of {len(claimed)} could be drawn, {count} were asked for; ask for "
-            "fewer controls, or claim a smaller set."
+            f"no other set of {len(claimed)} can be drawn: too few places are left unclaimed; claim a smaller set."
         )
+    few = "" if len(sets) == count else f"; there are no more than {len(sets)} such sets"
     reach = max(max(abs(place[0] - layer) for place in pool) for layer, pool in pools.items())
-    return Controls(tuple(sets), f"drawn from the same layers{f' and up to {reach} layers away' if reach else ''}")
+    return Controls(tuple(sets), f"drawn from the same layers{f' and up to {reach} layers away' if reach else ''}{few}")
 
 
 def _check_claimed(claimed: Sequence[Place], sizes: Mapping[int, int], count: int) -> None:

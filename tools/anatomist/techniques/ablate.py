@@ -23,22 +23,31 @@ from pydantic import Field
 
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
 from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
+from ..causal.joint import (
+    NOT_JOINT,
+    JointCells,
+    JointEffect,
+    beside_controls,
+    few_controls,
+    joint_cells,
+    joint_effect,
+    joint_in_words,
+)
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
 from ..causal.neutral import NeutralLoss, neutral_loss
 from ..causal.replacements import cross_fitted_means, deranged, overall_means
-from ..causal.units import LETTERS, chosen_layers, chosen_units, unit_name
+from ..causal.units import LETTERS, chosen_layers, chosen_units
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Heatmap
 from ..measures.metrics import UNITS
-from ..measures.statistics import Clusters, Controls, control_p, normalised, random_controls
+from ..measures.statistics import Clusters
 from ..model.sites import Shape, Site, check_site
 from ..model.sweep_plan import Cell
 from ..prompts.encoding import EncodedPrompts
-from ..result import Estimate, Frozen, Result, SelfTest
+from ..result import Result, SelfTest
 from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
 
 if TYPE_CHECKING:
-    from numpy import ndarray
 
     from ..model.sweep import SweepPlan
 
@@ -78,21 +87,6 @@ class Arguments(OnPrompts):
     )
 
 
-class JointEffect(Frozen):
-    """The whole set ablated at once, beside random sets of its size."""
-
-    parts: tuple[str, ...] = Field(description="The set.")
-    metric: str = Field(description="Name of the metric.")
-    unit: str = Field(description="Its unit.")
-    change: Estimate = Field(description="Mean change of the metric.")
-    fraction_lost: float | None = Field(description="Share of the baseline lost, not clipped; absent when withheld.")
-    sum_of_singles: float = Field(description="Sum of the parts' changes one by one; differs where parts interact.")
-    control_changes: tuple[float, ...] = Field(description="Mean change of each random set, in the metric's unit.")
-    control_mean: float | None = Field(description="Mean over the random sets.")
-    p: float | None = Field(description="(1 + b) / (1 + B): b of B random sets with at least as large a change.")
-    drawn: str = Field(description="How the random sets were drawn.")
-
-
 class AblationResult(Result):
     """What each part and the whole set cost the behaviour."""
 
@@ -115,8 +109,11 @@ class Chosen(NamedTuple):
     """The cells: parts one by one, then the whole set, then the random sets."""
 
     singles: CellGrid
-    joint: tuple[Cell, ...]  # the set first, then its controls; empty when not asked for
-    drawn: str
+    together: JointCells
+
+    @property
+    def joint(self) -> tuple[Cell, ...]:
+        return self.together.cells
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -141,10 +138,11 @@ def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Cho
     if not (named if arguments.together is None else arguments.together):
         if arguments.neutral_text:
             raise BadArguments("neutral_text is for the joint ablation: name the parts, or set together=true.")
-        return Chosen(singles, (), "")
-    controls = _controls(arguments, sites, shape)
-    sets = [sites, *(_sites_of(arguments, one) for one in controls.sets)]
-    return Chosen(singles, tuple(Cell(tuple(one), positions) for one in sets), controls.note)
+        return Chosen(singles, NOT_JOINT)
+    joint = joint_cells(
+        arguments.site, sites, shape, positions, controls=arguments.controls, seed=arguments.seed
+    )
+    return Chosen(singles, joint)
 
 
 def _sites(arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
@@ -155,44 +153,6 @@ def _sites(arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
     if arguments.heads is not None:
         raise BadArguments(f"{arguments.site} has no heads: choose `layers`, or site 'head'.")
     return tuple(Site(arguments.site, layer) for layer in chosen_layers(arguments.layers, shape))
-
-
-def _controls(arguments: Arguments, sites: Sequence[Site], shape: Shape) -> Controls:
-    if not arguments.controls:
-        return Controls((), "none asked for")
-    count = shape.count(arguments.site) if arguments.site in LETTERS else 1
-    claimed = [(site.layer or 0, site.index or 0) for site in sites]
-    sizes = dict.fromkeys(range(shape.n_layers), count)
-    if len(claimed) == count * shape.n_layers:
-        return Controls((), "none: the set is every part there is")
-    return random_controls(claimed, sizes, count=arguments.controls, seed=arguments.seed)
-
-
-def _sites_of(arguments: Arguments, places: Sequence[tuple[int, int]]) -> tuple[Site, ...]:
-    indexed = arguments.site in LETTERS
-    return tuple(Site(arguments.site, layer, index if indexed else None) for layer, index in places)
-
-
-def joint_effect(
-    parts: Sequence[Site], metric: str, unit: str, changes: ndarray, singles: ndarray, base: ndarray,
-    clusters: Clusters, drawn: str,
-) -> JointEffect:  # fmt: skip
-    """The set's change beside its controls': changes [1 + B, prompts], the set first; singles [parts, prompts]."""
-    means = changes.mean(1)
-    lost = normalised(changes[0] + base, base, base * 0, clusters).intervals
-    controls = tuple(float(c) for c in means[1:])
-    return JointEffect(
-        parts=tuple(map(unit_name, parts)),
-        metric=metric,
-        unit=unit,
-        change=clusters.means(changes[0]).estimate(),
-        fraction_lost=None if lost is None else float(lost.mean),
-        sum_of_singles=float(singles.mean(1).sum()),
-        control_changes=controls,
-        control_mean=sum(controls) / len(controls) if controls else None,
-        p=control_p(float(means[0]), controls) if controls else None,
-        drawn=drawn,
-    )
 
 
 def run(context: Context, arguments: Arguments) -> AblationResult:
@@ -229,7 +189,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
     joint = tuple(
         joint_effect(
             chosen.joint[0].sites, name, UNITS[name], values[m, n:] - base[m], values[m, :n] - base[m], base[m],
-            clusters, chosen.drawn,
+            base[m] * 0, clusters, chosen.together.drawn,
         )
         for m, name in enumerate(names)
         if chosen.joint
@@ -299,7 +259,7 @@ def plot(result: AblationResult) -> Figure:
     """Parts one by one, and the set beside random sets."""
     first = result.effects[0]
     panels: list[Heatmap | Bars] = [_singles(e) for e in result.effects]
-    panels += [_beside_controls(joint) for joint in result.joint]
+    panels += [beside_controls(joint) for joint in result.joint]
     return Figure(
         title=f"{result.ablation} ablation of {result.site}",
         caption=f"Mean change of the metric when ablated at {result.positions}; intact {first.metric} {first.base}. "
@@ -320,17 +280,6 @@ def _singles(effects: MetricEffects) -> Heatmap | Bars:
     )  # fmt: skip
 
 
-def _beside_controls(joint: JointEffect) -> Bars:
-    controls = sorted(joint.control_changes)
-    return Bars(
-        title=f"{joint.metric}: the set together and {len(controls)} random sets of {len(joint.parts)}",
-        value_title=f"change of {joint.metric} ({joint.unit})",
-        labels=("the set", *(f"random {i + 1}" for i in range(len(controls)))),
-        values=(joint.change.mean, *controls),
-        groups=("the set", *("random sets" for _ in controls)),
-    )
-
-
 def _positions(arguments: Arguments) -> str:
     if arguments.positions == "all":
         return "every position"
@@ -341,7 +290,7 @@ def _summary(
     arguments: Arguments, effects: MetricEffects, found: Sequence[StandOut], joint: Sequence[JointEffect], cells: int,
     clusters: Clusters,
 ) -> str:  # fmt: skip
-    whole = f" {_joint_in_words(joint[0])}" if joint else ""
+    whole = f" {joint_in_words(joint[0], 'the baseline lost')}" if joint else ""
     return (
         f"Intact {effects.metric} is {effects.base}. One by one ({arguments.ablation} ablation): "
         f"{in_words(found, cells, effects.unit, clusters.count)}{whole} A large effect shows that the behaviour needs "
@@ -349,22 +298,9 @@ def _summary(
     )
 
 
-def _joint_in_words(joint: JointEffect) -> str:
-    share = "" if joint.fraction_lost is None else f", {joint.fraction_lost:.0%} of the baseline lost"
-    text = f"All {len(joint.parts)} together: {joint.change.mean:+.3g} {joint.unit}{share}"
-    if joint.p is None:
-        return f"{text} (no random sets: {joint.drawn})."
-    return f"{text}; {len(joint.control_changes)} random sets: {joint.control_mean:+.3g} on average, p = {joint.p:.3g}."
-
-
 def _warnings(
     effects: Sequence[MetricEffects], clusters: Clusters, cells: int, joint: Sequence[JointEffect]
 ) -> tuple[str, ...]:
     withheld = tuple(f"{e.metric}: {e.withheld}" for e in effects if e.withheld)
     single = ("There is one cluster of prompts: no intervals and no test.",) if clusters.count < 2 else ()
-    weak = [j for j in joint[:1] if j.p is not None and len(j.control_changes) < 19]
-    rough = tuple(
-        f"With {len(j.control_changes)} random sets p cannot be below {1 / (1 + len(j.control_changes)):.2g}: "
-        "ask for at least 19 controls." for j in weak
-    )  # fmt: skip
-    return (*withheld, *single, *too_few(clusters.count, cells), *rough)
+    return (*withheld, *single, *too_few(clusters.count, cells), *few_controls(joint))

@@ -21,10 +21,20 @@ from pydantic import Field
 
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
 from ..causal.grids import CellGrid, by_layer_and_head, by_layer_and_position, by_unit_and_position, together
+from ..causal.joint import (
+    NOT_JOINT,
+    JointCells,
+    JointEffect,
+    beside_controls,
+    few_controls,
+    joint_cells,
+    joint_effect,
+    joint_in_words,
+)
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
 from ..causal.units import LETTERS, chosen_layers, chosen_units
 from ..errors import BadArguments
-from ..figures import Figure, Heatmap
+from ..figures import Bars, Figure, Heatmap
 from ..measures.metrics import UNITS, MetricName
 from ..measures.statistics import Clusters
 from ..model.sites import Shape, Site, check_site
@@ -74,6 +84,10 @@ class Arguments(OnPrompts):
     metric: Metric = "logit_diff"
     more_metrics: tuple[Metric, ...] = Field(default=(), description="Further metrics from the same pass.")
     direction: Direction = "denoising"
+    together: bool = Field(
+        default=False, description="Also patch all chosen parts jointly, against random sets: name `heads` or `layers`."
+    )
+    controls: int = Field(default=20, ge=0, le=1000, description="Random sets that the joint patch is held against.")
 
 
 class PatchingResult(Result):
@@ -84,6 +98,7 @@ class PatchingResult(Result):
     shows: str = Field(description="What this direction shows.")
     effects: tuple[MetricEffects, ...] = Field(description="One per metric, the primary first.")
     stand_out: tuple[StandOut, ...] = Field(description="At most ten cells, largest first, that survive Holm at .05.")
+    joint: tuple[JointEffect, ...] = Field(description="All chosen parts patched at once, per metric; if asked for.")
     positions: str = Field(description="Positions patched in each cell.")
     tokens: tuple[str, ...] = Field(description="Tokens of the first prompt that is patched into.")
     self_tests: tuple[SelfTest, ...] = Field(description="Identities checked on this model and these prompts.")
@@ -120,6 +135,19 @@ def _cells_of_heads(arguments: Arguments, shape: Shape, prompts: EncodedPrompts)
     return by_layer_and_head(units, shape, None if everywhere else together(_columns(arguments, prompts)))
 
 
+def _joint_cells(arguments: Arguments, grid: CellGrid, shape: Shape) -> JointCells:
+    """All the parts of the grid as one cell, at the positions patched together, and random sets beside it."""
+    if not arguments.together:
+        return NOT_JOINT
+    if layout_of(arguments) == "head_position" or (arguments.heads is None and arguments.layers is None):
+        raise BadArguments("together=true needs named `heads` or `layers`, and not the grid head_position.")
+    sites = tuple(dict.fromkeys(site for cell in grid.cells for site in cell.sites))
+    positions = grid.cells[0].positions if layout_of(arguments) == "layer_head" else None
+    return joint_cells(
+        arguments.site, sites, shape, positions, controls=arguments.controls, seed=arguments.seed
+    )
+
+
 def _columns(arguments: Arguments, prompts: EncodedPrompts) -> tuple[Column, ...]:
     """The positions asked for; by default every one, or the roles where positions of prompts do not correspond."""
     if arguments.positions is not None:
@@ -153,8 +181,10 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
     runs = (prompts.corrupted, prompts.clean)
     base, source = runs if arguments.direction == "denoising" else runs[::-1]
     grid = cells_of(arguments, model.info.shape, prompts)
+    joint = _joint_cells(arguments, grid, model.info.shape)
+    cells = (*grid.cells, *joint.cells)
     plan = SweepPlan(
-        base=base, source=source, cells=grid.cells, metrics=bound_metrics(names, prompts, model, base),
+        base=base, source=source, cells=cells, metrics=bound_metrics(names, prompts, model, base),
         read_at=base.last, seed=arguments.seed,
     )  # fmt: skip
     result = sweep(model, plan, context.progress, budget)
@@ -166,23 +196,32 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
     assert result.source_values is not None
     context.keep("values", result.values, axes=("metric", "cell", "prompt"), unit="each metric's own")
     values, plain, other = (t.double().numpy() for t in (result.values, result.base_values, result.source_values))
-    clusters = Clusters(prompts.clusters, seed=arguments.seed)
+    clusters, n = Clusters(prompts.clusters, seed=arguments.seed), len(grid.cells)
     effects = tuple(
-        metric_effects(grid, name, UNITS[name], values[m], plain[m], other[m], clusters)
+        metric_effects(grid, name, UNITS[name], values[m, :n], plain[m], other[m], clusters)
         for m, name in enumerate(names)
     )
+    patched = tuple(
+        joint_effect(
+            joint.cells[0].sites, name, UNITS[name], values[m, n:] - plain[m], values[m, :n] - plain[m], plain[m],
+            other[m], clusters, joint.drawn,
+        )
+        for m, name in enumerate(names)
+        if joint.cells
+    )  # fmt: skip
     found = stand_out(
-        [grid.name(c) for c in range(len(grid.cells))], (values[0] - plain[0]).T, prompts.clusters,
+        [grid.name(c) for c in range(len(grid.cells))], (values[0, :n] - plain[0]).T, prompts.clusters,
         effects[0].fraction, grid.where, seed=arguments.seed,
     )  # fmt: skip
     return PatchingResult(
-        summary=_summary(arguments, effects[0], found, len(grid.cells), clusters),
-        warnings=(*failed(tests), *_warnings(effects, clusters, len(grid.cells)), *prompts.warnings),
+        summary=_summary(arguments, effects[0], found, patched, n, clusters),
+        warnings=(*failed(tests), *_warnings(effects, clusters, n), *few_controls(patched), *prompts.warnings),
         site=arguments.site,
         direction=arguments.direction,
         shows=SHOWS[arguments.direction],
         effects=effects,
         stand_out=found,
+        joint=patched,
         positions="every position" if grid.cells[0].positions is None else _positions(arguments),
         tokens=base.strings[0],
         self_tests=tests,
@@ -192,10 +231,11 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
 
 def plot(result: PatchingResult) -> Figure:
     """Mean change of each metric over the grid."""
-    panels = tuple(
+    panels: tuple[Heatmap | Bars, ...] = tuple(
         Heatmap(title=f"{e.metric}: change by patching {result.site} ({e.unit})", grid=e.change) for e in result.effects
     )
     first = result.effects[0]
+    panels += tuple(beside_controls(joint) for joint in result.joint)
     gap = f"run patched into {first.base}, other run {first.other}"
     return Figure(
         title=f"Activation patching: {result.site}, {result.direction}",
@@ -213,13 +253,16 @@ def _positions(arguments: Arguments) -> str:
 
 
 def _summary(
-    arguments: Arguments, effects: MetricEffects, found: tuple[StandOut, ...], cells: int, clusters: Clusters
-) -> str:
+    arguments: Arguments, effects: MetricEffects, found: tuple[StandOut, ...], joint: tuple[JointEffect, ...],
+    cells: int, clusters: Clusters,
+) -> str:  # fmt: skip
     into, out_of = ("corrupted", "clean") if arguments.direction == "denoising" else ("clean", "corrupted")
+    whole = f" {joint_in_words(joint[0], 'the gap')}" if joint else ""
     return (
         f"{effects.metric} is {effects.base} in the {into} run and {effects.other} in the {out_of} run. "
-        f"{in_words(found, cells, effects.unit, clusters.count)} {SHOWS[arguments.direction]} Effects of cells do not "
-        "add up, and patching shows where the difference between the prompts passes, not what is computed there."
+        f"{in_words(found, cells, effects.unit, clusters.count)}{whole} {SHOWS[arguments.direction]} "
+        "Effects of cells do not add up, and patching shows where the difference between the prompts passes, not what "
+        "is computed there."
     )
 
 

@@ -1,0 +1,1 @@
+"""Speed and memory beside other libraries, measured in one run: `python -m benchmarks`, or `make bench`."""
