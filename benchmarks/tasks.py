@@ -17,7 +17,7 @@ from anatomist.model.tokens import Tokens
 from transformers import PreTrainedTokenizerBase
 
 Grid = Literal["residual", "head", "head x position", "neuron"]
-NAMES = "Mary John Anna Paul Tom Sarah Kate James Robert David Michael Peter Alice Mark Laura Emma Daniel Simon".split()
+NAMES = ["Mary", "John", "Anna", "Paul", "Tom", "Sarah", "Kate", "James", "Robert", "David", "Michael", "Peter", "Alice", "Mark", "Laura", "Emma", "Daniel", "Simon"]
 IOI = "When {a} and {b} went to the shops, {c} gave the bag to"
 NEURONS = 64  # of each of three layers
 
@@ -33,6 +33,7 @@ class Task:
     wrongs: tuple[int, ...]
     rule: Literal["patch", "zero"]
     cells: tuple[Cell, ...]
+    whole: int  # cells of the whole grid, of which `cells` may be a sample
 
     @property
     def length(self) -> int:
@@ -65,9 +66,10 @@ def make_task(grid: Grid, length: int, n_prompts: int, anatomy: Anatomy, tokeniz
     pairs = _pairs(n_prompts, tokenizer)
     base, source = zip(*(_prompts(a, b, length, tokenizer) for a, b in pairs), strict=True)
     names = [(_one(a, tokenizer), _one(b, tokenizer)) for a, b in pairs]
+    cells = tuple(_cells(grid, length, n_prompts, anatomy))
     return Task(
         grid, base, source, tuple(a for a, _ in names), tuple(b for _, b in names),
-        "zero" if grid == "neuron" else "patch", tuple(_cells(grid, length, n_prompts, anatomy)),
+        "zero" if grid == "neuron" else "patch", cells, len(cells),
     )  # fmt: skip
 
 
@@ -94,12 +96,11 @@ def block_parameters(anatomy: Anatomy) -> int:
     return sum(matrix.weight.numel() for matrix in matrices)
 
 
-def sample(task: Task, anatomy: Anatomy, most_flops: float) -> tuple[Task, list[int]]:
-    """A random part of the grid that costs about so much arithmetic, in the grid's order; which cells."""
+def sample(task: Task, anatomy: Anatomy, most_flops: float) -> Task:
+    """A random part of the grid that costs about so much arithmetic, in the grid's order."""
     order = random.Random(0).sample(range(len(task.cells)), len(task.cells))
     each = flops(task, anatomy) / len(task.cells)
-    chosen = sorted(order[: max(6, int(most_flops / each))])
-    return task.some(chosen), chosen
+    return task.some(sorted(order[: max(6, int(most_flops / each))]))
 
 
 def _cells(grid: Grid, length: int, n: int, anatomy: Anatomy) -> list[Cell]:

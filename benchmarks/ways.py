@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from anatomist.model.sites import Site
@@ -92,7 +92,8 @@ class Ours:
         from anatomist.model.sweep import silent, sweep
 
         plan = replace(task, cells=cells).plan(share_prefix=self.share_prefix)
-        result = sweep(self.model, plan, silent, BUDGET)
+        # The engine recomputes a few cells the plain way in every sweep. A sampled grid is too small to carry that.
+        result = sweep(self.model, plan, silent, BUDGET, spot_check=len(cells) == task.whole)
         assert result.path != "generic", result.reason
         self.path = result.path
         return result.values[0]
@@ -110,7 +111,7 @@ class Bare:
     name, at_once = "bare hooks", False
 
     def __init__(self, folder: Path) -> None:
-        self.model, _ = plain(folder)
+        self.model, self.tokenizer = plain(folder)
         self.source: dict[Site, Tensor] = {}
 
     def prepare(self, task: Task) -> None:
@@ -162,7 +163,9 @@ class Bridge:
     """TransformerLens: `run_with_hooks` on the bridge for each cell, as its `patching` module does."""
 
     name, at_once = "TransformerLens bridge", False
-    HOOKS = {"resid_pre": "blocks.{}.hook_resid_pre", "head": "blocks.{}.attn.hook_z", "neuron": "blocks.{}.mlp.hook_post"}
+    HOOKS: ClassVar = {
+        "resid_pre": "blocks.{}.hook_resid_pre", "head": "blocks.{}.attn.hook_z", "neuron": "blocks.{}.mlp.hook_post",
+    }  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
         from transformer_lens.model_bridge import TransformerBridge

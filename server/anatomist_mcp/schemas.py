@@ -45,7 +45,7 @@ def _value(value: object, definitions: Mapping[str, object]) -> object:
 
 
 def _noise(key: str, value: object, inner: bool) -> bool:
-    empty = key == "default" and value in (None, [], "")
+    empty = key == "default" and (value is False or value in (None, [], ""))
     return key in ("title", "$ref") or empty or (key == "description" and inner)
 
 

@@ -19,10 +19,8 @@ from .text import Detail
 ServerArgument = Literal["response_format", "as_job"]
 DESCRIPTION_LIMIT = 700  # characters of a docstring that are listed
 _SCHEMAS: Mapping[ServerArgument, Schema] = {
-    "response_format": {
-        "type": "string", "enum": ["concise", "detailed"], "default": "concise", "description": "Length."
-    },
-    "as_job": {"type": "boolean", "default": False, "description": "Return a job handle at once; then get_job."},
+    "response_format": {"type": "string", "enum": ["concise", "detailed"], "description": "Length; concise if absent."},
+    "as_job": {"type": "boolean", "description": "Give a job handle at once; then get_job."},
 }
 _LONG = ("load_model", "generate", "validate_finding", "reproduce_run")  # operations that may take over a minute
 _LARGE = ("list_runs", "open_reference", "describe_technique", "get_job")

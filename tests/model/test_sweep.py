@@ -175,7 +175,7 @@ def test_progress_rises_to_its_end(model: Model) -> None:
     sweep(model, plan_of(model, *cells), lambda d, t, _: seen.append(d / t), 120_000, path="generic")
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
-    assert len(seen) > 4
+    assert len(seen) >= 4
 
 
 @pytest.mark.bad_input

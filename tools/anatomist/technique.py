@@ -28,7 +28,7 @@ Progress = Callable[[float, float, str], None]  # done, total, what; raises Canc
 ModelHandle = Annotated[str, Field(description="Model handle, or a name load_model accepts.")]
 PromptsArgument = Annotated[
     str | tuple[Prompt, ...],
-    Field(description="Handle from make_prompts, a .jsonl file, or a list: {clean, corrupted, answer, wrong, roles}."),
+    Field(description="Handle, .jsonl file, or list of {clean, corrupted, answer, wrong, roles}."),
 ]
 Layers = Annotated[tuple[int, ...] | None, Field(description="Layers; all when absent.")]
 Heads = Annotated[tuple[str, ...] | None, Field(description="Heads written L23H3; all when absent.")]
@@ -47,7 +47,7 @@ Direction = Annotated[
 Ablation = Annotated[
     Literal["zero", "mean", "resample"], Field(description="What replaces the activation.")
 ]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of every random choice.")]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Random seed.")]
 Bos = Annotated[
     bool | None, Field(description="BOS token first; absent: as the tokenizer does.")
 ]

@@ -70,9 +70,11 @@ def scores(
     pattern: Float[Tensor, "B H T T"], tokens: Tokens
 ) -> dict[ScoreName, tuple[Float[Tensor, "B H"], Bool[Tensor, " B"]]]:
     """Every score of every head on every row, and which rows it is defined on."""
-    found = {name: on_targets(pattern, target) for name, target in targets(tokens, pattern).items()}
     several = pattern.new_tensor([n > 1 for n in tokens.lengths]).bool()
-    return {**found, "entropy": (entropy(pattern, tokens), several)}
+    found: dict[ScoreName, tuple[Tensor, Tensor]] = {"entropy": (entropy(pattern, tokens), several)}
+    for name, target in targets(tokens, pattern).items():
+        found[name] = on_targets(pattern, target)
+    return found
 
 
 def uniform(tokens: Tokens, like: Float[Tensor, ...]) -> Float[Tensor, "B 1 T T"]:

@@ -14,44 +14,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 from einops import einsum
 
+from ..errors import ParityError
 from ..measures.metrics import widened
 from ..model.protocol import Model, Norm, Weights
-from ..model.sites import Site
+from ..model.sites import Site, SiteKind
 from ..model.tokens import Tokens
+from ..result import SelfTest
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
 
-class Split(NamedTuple):
-    """A sublayer's output taken apart; every number is in logits."""
+class Term(NamedTuple):
+    """One term of the sum."""
 
-    units: Tensor  # [B, H] or [B, F]
-    bias: Tensor | None  # [B]; of the output matrix and of the norm after it
+    name: str
+    part_of: str | None  # the site it is a part of; None: one of those that add up to the logit difference
 
 
 class Effects(NamedTuple):
-    """Terms of the logit difference of every row, and what they are checked against."""
+    """Terms of the logit difference of every row, in logits, and what they are checked against."""
 
-    sites: Mapping[str, Tensor]  # name -> [B]; these alone add up to the logit difference
-    heads: Mapping[int, Split]  # layer -> its attn_out by head
-    neurons: Mapping[int, Split]  # layer -> its mlp_out by neuron, of the layers asked for
-    mlp_bias: Mapping[int, Tensor]  # layer -> [B], where there is one
+    terms: tuple[Term, ...]
+    values: Float[Tensor, "B C"]  # one column a term
     logit_diff: Float[Tensor, " B"]  # from the model's own final norm, before any soft-cap
     capped: Float[Tensor, " B"]  # the same after the soft-cap, worked out here
     given: Float[Tensor, " B"]  # from the model's logits
+
+
+class Split(NamedTuple):
+    """A sublayer's output taken apart."""
+
+    units: Tensor  # [B, H] or [B, F]
+    bias: Tensor | None  # [B]; of the output matrix and of the norm after it
 
 
 def sites_read(model: Model, neuron_layers: Sequence[int]) -> list[Site]:
     """The places that a split needs."""
     info = model.info
     last = info.n_layers - 1
-    kinds = [kind for kind in ("head", "attn_out", "mlp_out") if kind in info.shape.kinds]
+    wanted: tuple[SiteKind, ...] = ("head", "attn_out", "mlp_out")
+    kinds: list[SiteKind] = [kind for kind in wanted if kind in info.sites]
     found = [Site("embed"), *(Site(kind, layer) for layer in range(info.n_layers) for kind in kinds)]
     behind_norm = [layer for layer in range(info.n_layers) if "mlp_out" in kinds and _biased_behind_norm(model, layer)]
     found += [Site("neuron", layer) for layer in sorted({*neuron_layers, *behind_norm})]
@@ -71,42 +80,67 @@ def direct_effects(
     Raises:
         Unsupported: the backend knows no weights of this architecture.
     """
-    weights, layers = model.weights, range(model.info.n_layers)
+    weights = model.weights
     ran = model.run(tokens, read=sites_read(model, neuron_layers), logits_at=tokens.last)
-    rows = list(range(tokens.n_rows))
+    rows, logits = list(range(tokens.n_rows)), ran.logits
     at = {site: widened(x[rows, list(tokens.last)]) for site, x in ran.reads.items()}
-    contrast, constant = _contrast(weights, answers, wrongs)
-    norm = wide(weights.final_norm())
-    direction = pulled_back(norm, contrast, norm.scale(at[Site("resid_post", layers[-1])]))
-    sites = _embedding(weights, tokens, at[Site("embed")], direction)
-    for layer in layers:
-        for kind in ("attn_out", "mlp_out"):
-            if (site := Site(kind, layer)) in at:
-                sites[str(site)] = (at[site] * direction).sum(-1)
+    norm, final = wide(weights.final_norm()), at[Site("resid_post", model.info.n_layers - 1)]
+    contrast = (widened(weights.unembed(answers)) - widened(weights.unembed(wrongs))).T
+    direction = pulled_back(norm, contrast, norm.scale(final))
+    columns = _embedding(weights, tokens, at[Site("embed")], direction)
+    for layer in range(model.info.n_layers):
+        columns |= _layer(weights, layer, at, direction, layer in neuron_layers)
     if norm.bias is not None:
-        sites["final_norm bias"] = (norm.bias * contrast).sum(-1)
-    if constant is not None:
-        sites["unembedding bias"] = constant
-    heads = {layer: _heads(weights, layer, at[Site("head", layer)], direction) for layer in layers}
-    mlps = {layer: _neurons(weights, layer, at[Site("neuron", layer)], direction) for layer in layers
-            if Site("neuron", layer) in at}  # fmt: skip
-    logits = ran.logits
-    assert logits is not None
-    before = [
-        (at[Site("final_norm")] * widened(weights.unembed(ids)).T).sum(-1) + _bias_of(weights, ids, direction)
-        for ids in (answers, wrongs)
-    ]
+        columns[Term("final_norm bias", None)] = (norm.bias * contrast).sum(-1)
+    if weights.unembed_bias(answers) is not None:
+        columns[Term("unembedding bias", None)] = _bias(weights, answers, final) - _bias(weights, wrongs, final)
+    sides = (answers, wrongs)
+    normed = at[Site("final_norm")]
+    before = [(normed * widened(weights.unembed(s)).T).sum(-1) + _bias(weights, s, final) for s in sides]
     capped = [_soft_capped(x, weights.logit_softcap()) for x in before]
-    given = [widened(logits[rows, list(ids)]) for ids in (answers, wrongs)]
+    assert logits is not None
+    given = [widened(logits[rows, list(s)]) for s in sides]
     return Effects(
-        sites=sites,
-        heads=heads,
-        neurons={layer: mlps[layer] for layer in neuron_layers},
-        mlp_bias=_mlp_biases(weights, layers, mlps, direction) if Site("mlp_out", 0) in at else {},
-        logit_diff=before[0] - before[1],
-        capped=capped[0] - capped[1],
-        given=given[0] - given[1],
+        tuple(columns), stacked(columns), before[0] - before[1], capped[0] - capped[1], given[0] - given[1]
     )
+
+
+def _layer(
+    weights: Weights, layer: int, at: Mapping[Site, Tensor], direction: Float[Tensor, "B D"], by_neuron: bool
+) -> dict[Term, Tensor]:
+    """The terms of one layer: each sublayer's output, then its parts."""
+    attention, mlp = Site("attn_out", layer), Site("mlp_out", layer)
+    heads = _heads(weights, layer, at[Site("head", layer)], direction)
+    found = _sublayer(attention, at[attention], direction, heads, f"L{layer}H")
+    if mlp not in at:
+        return found
+    active = at.get(Site("neuron", layer))
+    if active is None:
+        neurons = Split(direction[:, :0], _before_norm(None, direction, weights.mlp_out_bias(layer), direction)[1])
+    else:
+        neurons = _neurons(weights, layer, active, direction)
+    if not by_neuron:
+        neurons = neurons._replace(units=neurons.units[:, :0])
+    return found | _sublayer(mlp, at[mlp], direction, neurons, f"L{layer}N")
+
+
+def _sublayer(
+    site: Site, out: Float[Tensor, "B D"], direction: Float[Tensor, "B D"], parts: Split, letter: str
+) -> dict[Term, Tensor]:
+    found = {Term(str(site), None): (out * direction).sum(-1)}
+    found |= {Term(f"{letter}{i}", str(site)): parts.units[:, i] for i in range(parts.units.shape[1])}
+    if parts.bias is not None:
+        found[Term(f"{site} bias", str(site))] = parts.bias
+    return found
+
+
+def stacked(columns: Mapping[Term, Tensor]) -> Float[Tensor, "B C"]:
+    """The terms side by side."""
+    first = next(iter(columns.values()))
+    out = first.new_empty((first.shape[0], len(columns)))
+    for i, column in enumerate(columns.values()):
+        out[:, i] = column
+    return out
 
 
 def pulled_back(
@@ -123,16 +157,7 @@ def wide(norm: Norm) -> Norm:
     return replace(norm, weight=weight, bias=bias)
 
 
-def _contrast(
-    weights: Weights, answers: Sequence[int], wrongs: Sequence[int]
-) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"] | None]:
-    """Unembedding of the answer minus that of the wrong token, and of their biases."""
-    contrast = widened(weights.unembed(answers)) - widened(weights.unembed(wrongs))
-    right, wrong = weights.unembed_bias(answers), weights.unembed_bias(wrongs)
-    return contrast.T, None if right is None or wrong is None else widened(right) - widened(wrong)
-
-
-def _bias_of(weights: Weights, ids: Sequence[int], like: Tensor) -> Tensor:
+def _bias(weights: Weights, ids: Sequence[int], like: Tensor) -> Float[Tensor, " B"]:
     bias = weights.unembed_bias(ids)
     return like.new_zeros(len(ids)) if bias is None else widened(bias)
 
@@ -143,14 +168,16 @@ def _soft_capped(x: Tensor, cap: float | None) -> Tensor:
 
 def _embedding(
     weights: Weights, tokens: Tokens, embed: Float[Tensor, "B D"], direction: Float[Tensor, "B D"]
-) -> dict[str, Tensor]:
+) -> dict[Term, Tensor]:
     """What enters block 0: the token's embedding, and the position's where it is learned."""
     positions = weights.position_embed()
     if positions is None:
-        return {"embed": (embed * direction).sum(-1)}
+        return {Term("embed", None): (embed * direction).sum(-1)}
     token = widened(weights.embed()[[row[-1] for row in tokens.ids]])
     position = widened(positions[list(tokens.last)])
-    return {"embed": (token * direction).sum(-1), "position_embed": (position * direction).sum(-1)}
+    return {
+        Term("embed", None): (token * direction).sum(-1), Term("position_embed", None): (position * direction).sum(-1),
+    }  # fmt: skip
 
 
 def _heads(weights: Weights, layer: int, z: Float[Tensor, "B H h"], direction: Float[Tensor, "B D"]) -> Split:
@@ -186,16 +213,43 @@ def _before_norm(
     return before, constant
 
 
-def _mlp_biases(
-    weights: Weights, layers: Sequence[int], mlps: Mapping[int, Split], direction: Float[Tensor, "B D"]
-) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    for layer in layers:
-        bias = weights.mlp_out_bias(layer)
-        if layer in mlps:
-            term = mlps[layer].bias
-        else:
-            term = None if bias is None else (widened(bias) * direction).sum(-1)
-        if term is not None:
-            found[layer] = term
+def self_tests(effects: Effects, tolerance: float) -> tuple[SelfTest, ...]:
+    """The identities, on the worst prompt, relative to the larger of the logit difference and its largest term.
+
+    Raises:
+        ParityError: one does not hold.
+    """
+    whole = [i for i, term in enumerate(effects.terms) if term.part_of is None]
+    largest = effects.values[:, whole].abs().amax(1).maximum(effects.logit_diff.abs()).clamp(min=1e-6)
+
+    def test(name: str, gap: Tensor) -> SelfTest:
+        found = float((gap.abs() / largest).max())
+        return SelfTest(name=name, expected=0.0, found=found, tolerance=tolerance, passed=found <= tolerance)
+
+    tests = [test("terms add up to the logit difference", effects.values[:, whole].sum(1) - effects.logit_diff)]
+    for what, sites in taken_apart(effects.terms).items():
+        gaps = [effects.values[:, parts].sum(1) - effects.values[:, site] for site, parts in sites]
+        tests.append(test(f"{what} of each layer add up to its output", reduce(_larger, gaps)))
+    tests.append(test("final norm and unembedding give the model's logits", effects.capped - effects.given))
+    for failed in (t for t in tests if not t.passed):
+        raise ParityError(
+            f"{failed.name}: not so, the gap is {failed.found:.3g} of the largest term where {tolerance:g} is allowed. "
+            "This model computes something that its weights here do not describe: load it with another backend, or "
+            "use ablate, which needs no weights."
+        )
+    return tuple(tests)
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return a.abs().maximum(b.abs())
+
+
+def taken_apart(terms: Sequence[Term]) -> dict[str, list[tuple[int, list[int]]]]:
+    """Sites whose parts are all there, each with its parts: attention always, MLPs where neurons are told apart."""
+    found: dict[str, list[tuple[int, list[int]]]] = {}
+    for i, site in enumerate(terms):
+        parts = [j for j, term in enumerate(terms) if term.part_of == site.name]
+        if any(not terms[j].name.endswith("bias") for j in parts):
+            what = "heads and bias" if site.name.endswith("attn_out") else "neurons and bias"
+            found.setdefault(what, []).append((i, parts))
     return found

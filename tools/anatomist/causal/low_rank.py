@@ -78,7 +78,7 @@ def own_ranks(m: Factors, rows: Sequence[int]) -> list[int]:
     return found
 
 
-def eigenvalues(core: Float[Tensor, "*more r r"]) -> ndarray:
+def eigenvalues(core: Float[Tensor, "*more r r"] | ndarray) -> ndarray:
     """Complex eigenvalues [.., r] of square matrices, largest magnitude first, in double precision."""
     import numpy as np
 
@@ -105,4 +105,4 @@ def singular_values(m: Factors) -> ndarray:
 def _triangular(x: Float[Tensor, "n r"]) -> ndarray:
     import numpy as np
 
-    return np.linalg.qr(x.double().cpu().numpy(), mode="r")
+    return np.asarray(np.linalg.qr(x.double().cpu().numpy(), mode="r"))

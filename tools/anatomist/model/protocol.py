@@ -61,6 +61,9 @@ class ModelInfo(Frozen):
     adds_bos: bool = Field(description="Whether the tokenizer itself puts a BOS token first.")
     sites: tuple[SiteKind, ...] = Field(description="Kinds of place this model has on this backend.")
     weights_hash: str = Field(description="Fingerprint of the weights (sha256, hexadecimal).")
+    configuration: str | None = Field(
+        default=None, description="Fingerprint of the configuration the weights belong to; absent for toys."
+    )
     revision: str | None = Field(default=None, description="Hub revision, where there is one.")
     parity: Parity | None = Field(default=None, description="Absent where there is no plain reference.")
     load_seconds: float

@@ -12,6 +12,7 @@ Wallace, arXiv 1902.10186: very different patterns can give the same output. Pat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -20,7 +21,8 @@ from ..causal.attention_scores import SCORES, ScoreName, scores, uniform
 from ..errors import BadArguments, BadPosition, BadPrompts
 from ..figures import Figure, Heatmap
 from ..measures.statistics import Clusters
-from ..model.batches import batches
+from ..model.batches import batches, read_bytes
+from ..model.protocol import ModelInfo
 from ..model.sites import Site, check_site, head_name, parse_head
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, encode
@@ -95,14 +97,15 @@ def run(context: Context, arguments: Arguments) -> AttentionPatternsResult:
     chosen = named or _top(found, arguments)
     clusters = prompts.clusters
     one = tokens.rows([arguments.prompt])
-    patterns = tuple(_pattern(context, one, layer, head) for layer, head in chosen)
-    base = scores(uniform(tokens, _like(context, one)), tokens)
+    reads = [read[0].float() for read in _read(context, one, chosen)]
+    patterns = tuple(_pattern(context, one, place, read) for place, read in zip(chosen, reads, strict=True))
+    base = scores(uniform(tokens, reads[0]), tokens)
     baseline: dict[str, float] = {name: float(v[d].mean()) for name, (v, d) in base.items() if bool(d.any())}
     heads = tuple(
         _head_scores(found, place, clusters, arguments.seed, pattern)
         for place, pattern in zip(chosen, patterns, strict=True)
     )
-    defined = {name: int(found.defined[name].sum()) for name in SCORES}
+    defined: dict[str, int] = {name: int(found.defined[name].sum()) for name in SCORES}
     return AttentionPatternsResult(
         summary=_summary(heads, baseline, prompts.n, arguments, bool(named)),
         warnings=_warnings(defined, prompts),
@@ -119,12 +122,12 @@ def run(context: Context, arguments: Arguments) -> AttentionPatternsResult:
 def plot(result: AttentionPatternsResult) -> Figure:
     """One square per head, on one scale."""
     panels = tuple(
-        Heatmap(title=f"{head.head}: weight of query (row) on key (column)", grid=pattern, diverging=False, domain=(0, 1))
+        Heatmap(title=f"{head.head}: weight of query (row) on key", grid=pattern, diverging=False, domain=(0, 1))
         for head, pattern in zip(result.heads, result.patterns, strict=True)
     )
     return Figure(
         title=f"Attention of {', '.join(h.head for h in result.heads)}",
-        caption=f"Attention weights on prompt {result.prompt}; each row sums to 1. Where a head looks, not what it moves.",
+        caption=f"Attention weights on prompt {result.prompt}, rows sum to 1. Where a head looks, not what it moves.",
         panels=panels,
         columns=2 if len(panels) > 1 else 1,
     )
@@ -157,19 +160,34 @@ def _score_all(context: Context, tokens: Tokens) -> Scored:
 
     info = context.model.info
     shape = (tokens.n_rows, info.n_layers, info.n_heads)
-    values = {name: np.zeros(shape) for name in SCORES}
-    defined = {name: np.zeros(tokens.n_rows, dtype=bool) for name in SCORES}
-    sites = [Site("pattern", layer) for layer in range(info.n_layers)]
-    parts = batches(info, tokens, sites, context.budget_bytes)
-    for done, rows in enumerate(parts):
-        context.progress(done, len(parts), "reading attention patterns")
-        batch = tokens.rows(rows)
-        reads = context.model.run(batch, read=sites).reads
-        for layer, site in enumerate(sites):
-            for name, (value, where) in scores(reads[site].float(), batch).items():
-                values[name][list(rows), layer] = value.cpu().numpy()
-                defined[name][list(rows)] = where.cpu().numpy()
+    values: dict[ScoreName, ndarray] = {name: np.zeros(shape) for name in SCORES}
+    defined: dict[ScoreName, ndarray] = {name: np.zeros(tokens.n_rows, dtype=bool) for name in SCORES}
+    groups = _layer_groups(info, tokens, context.budget_bytes)
+    done, total = 0, tokens.n_rows * len(groups)
+    for sites in groups:
+        own = _working_bytes(info, tokens)
+        for rows in batches(info, tokens, sites, context.budget_bytes, extra=own):
+            context.progress(done, total, "reading attention patterns")
+            batch = tokens.rows(rows)
+            reads = context.model.run(batch, read=sites).reads
+            for site in sites:
+                for name, (value, where) in scores(reads[site].float(), batch).items():
+                    values[name][list(rows), site.layer] = value.cpu().numpy()
+                    defined[name][list(rows)] = where.cpu().numpy()
+            done += len(rows)
     return Scored(values, defined)
+
+
+def _working_bytes(info: ModelInfo, tokens: Tokens) -> int:
+    """What the scores of one layer and prompt take: the pattern in float32, twice over, and where it counts."""
+    return (8 * info.n_heads + 8) * tokens.width**2
+
+
+def _layer_groups(info: ModelInfo, tokens: Tokens, budget: int) -> list[list[Site]]:
+    """Layers that one pass reads: all of them, unless the patterns of one prompt would fill half of the memory."""
+    sites = [Site("pattern", layer) for layer in range(info.n_layers)]
+    at_once = max(1, budget // 2 // read_bytes(info, sites[0], tokens.width))
+    return [sites[i : i + at_once] for i in range(0, len(sites), at_once)]
 
 
 def _top(found: Scored, arguments: Arguments) -> list[tuple[int, int]]:
@@ -184,19 +202,20 @@ def _top(found: Scored, arguments: Arguments) -> list[tuple[int, int]]:
     return [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
 
 
-def _pattern(context: Context, one: Tokens, layer: int, head: int) -> Grid:
-    site = Site("pattern", layer, head)
-    read = context.model.run(one, read=[site]).reads[site].float()[0]
-    context.keep(f"pattern_{head_name(layer, head)}", read, axes=("query", "key"), unit="weight")
+def _read(context: Context, one: Tokens, places: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The patterns of some heads on one prompt, [1, T, T] each."""
+    sites = [Site("pattern", layer, head) for layer, head in places]
+    reads = context.model.run(one, read=sites).reads
+    return [reads[site] for site in sites]
+
+
+def _pattern(context: Context, one: Tokens, place: tuple[int, int], read: Tensor) -> Grid:
+    """One head's pattern with a label a position; what a query cannot see is left out."""
+    name = head_name(*place)
+    context.keep(f"pattern_{name}", read, axes=("query", "key"), unit="weight")
     labels = [one.label(0, p) for p in range(one.width)]
     lower = [v if j <= p else None for p, row in enumerate(read.tolist()) for j, v in enumerate(row)]
-    return grid(f"attention of {head_name(layer, head)}", "weight", [("query", labels), ("key", labels)], lower)
-
-
-def _like(context: Context, one: Tokens) -> Tensor:
-    """A tensor on the model's device, to make others from."""
-    site = Site("pattern", 0, 0)
-    return context.model.run(one, read=[site]).reads[site].float()
+    return grid(f"attention of {name}", "weight", [("query", labels), ("key", labels)], lower)
 
 
 def _head_scores(
@@ -248,7 +267,7 @@ def _strongest(head: HeadScores, baseline: dict[str, float]) -> str:
     return f"{name} {head.scores[name].mean:.2f} (uniform {baseline[name]:.2f})"
 
 
-def _warnings(defined: dict[ScoreName, int], prompts: EncodedPrompts) -> tuple[str, ...]:
+def _warnings(defined: dict[str, int], prompts: EncodedPrompts) -> tuple[str, ...]:
     few = [f"{name} is defined on {k} of {prompts.n} prompts only." for name, k in defined.items() if 0 < k < prompts.n]
     none = [f"{name} is not defined on these prompts: no token occurs again." for name, k in defined.items() if not k]
     return (*few, *none, *prompts.warnings)

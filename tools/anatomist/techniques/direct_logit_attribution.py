@@ -13,14 +13,15 @@ all-important; a head with a large one may be cancelled or replaced when it is t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..causal.direct_effects import Effects, direct_effects, sites_read
+from ..causal.direct_effects import Effects, Term, direct_effects, self_tests, sites_read, stacked, taken_apart
 from ..causal.units import chosen_layers
-from ..errors import BadArguments, BadPrompts, ParityError, UnknownName, WouldNotFit
+from ..errors import BadArguments, BadPrompts, UnknownName, WouldNotFit
 from ..figures import Bars, Figure, Heatmap
 from ..measures.statistics import Clusters
 from ..model.batches import batches
@@ -43,6 +44,8 @@ QUESTIONS = (
 TOLERANCE = 1e-3  # of the larger of the logit difference and its largest term
 HALF_TOLERANCE = 5e-2  # residuals in half precision are rounded every time something is added
 WIDE = frozenset({"float32", "float64"})
+NEURON = re.compile(r"L\d+N\d+")
+OTHERS = "other neurons"
 
 
 class Arguments(OnPrompts):
@@ -68,8 +71,12 @@ class DirectLogitAttributionResult(Result):
 
     total: Estimate = Field(description="Mean logit difference, answer minus wrong, before any soft-cap: the sum.")
     after_cap: Estimate | None = Field(description="The same after the model's soft-cap; absent where it has none.")
-    top: tuple[ComponentEffect, ...] = Field(description="Largest terms by magnitude; attention by head, no overlaps.")
-    by_kind: dict[str, Estimate] = Field(description="Sums over all heads, MLPs, embeddings and biases (of any site).")
+    top: tuple[ComponentEffect, ...] = Field(
+        description="Largest terms by magnitude, none a part of another: by head, and by neuron where told apart."
+    )
+    by_kind: dict[str, Estimate] = Field(
+        description="Sums over sites: attention, MLPs, embeddings, biases (of the final norm and the unembedding)."
+    )
     heads: Grid = Field(description="Mean direct effect, layer by head, logits.")
     by_layer: Grid = Field(description="Mean direct effect of attn_out and mlp_out (biases included), logits.")
     all_components: tuple[ComponentEffect, ...] = Field(
@@ -99,13 +106,6 @@ class DirectLogitAttributionResult(Result):
         return _added([found[name].effect for name in components])
 
 
-class Terms(NamedTuple):
-    """Names of all terms, and their values by prompt."""
-
-    names: list[tuple[str, str | None]]  # name, the site it is a part of
-    values: Tensor  # [prompts, terms]
-
-
 def run(context: Context, arguments: Arguments) -> DirectLogitAttributionResult:
     """Read every component at the last token of the clean prompts and split the logit difference.
 
@@ -118,25 +118,23 @@ def run(context: Context, arguments: Arguments) -> DirectLogitAttributionResult:
     prompts = _prompts(context, arguments)
     info = context.model.info
     layers = _neuron_layers(arguments, info, prompts.n, context.budget_bytes)
-    effects = _effects(context, prompts, layers)
+    found = with_neurons(_effects(context, prompts, layers), arguments.neurons)
+    tests = self_tests(found, TOLERANCE if info.dtype in WIDE else HALF_TOLERANCE)
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
-    terms = _named(effects, arguments.neurons)
-    tests = _self_tests(effects, HALF_TOLERANCE if info.dtype not in WIDE else TOLERANCE)
-    context.keep("terms", terms.values, axes=("prompt", "component"), unit="logits")
-    components = _components(terms, clusters)
-    total = clusters.means(_numbers(effects.logit_diff)).estimate()
+    context.keep("terms", found.values, axes=("prompt", "component"), unit="logits")
+    components = _components(found, clusters)
+    total = clusters.means(_numbers(found.logit_diff)).estimate()
     capped = context.model.weights.logit_softcap() is not None
-    kinds = _by_kind(terms, clusters)
-    top = _top(components, arguments.top)
+    kinds, top = _by_kind(found, clusters), _top(components, arguments.top)
     return DirectLogitAttributionResult(
         summary=_summary(total, top, kinds, prompts.n),
         warnings=(*_warnings(info, capped, clusters.count), *prompts.warnings),
         total=total,
-        after_cap=clusters.means(_numbers(effects.capped)).estimate() if capped else None,
+        after_cap=clusters.means(_numbers(found.capped)).estimate() if capped else None,
         top=top,
         by_kind=kinds,
-        heads=_head_grid(effects),
-        by_layer=_layer_grid(effects, info),
+        heads=_head_grid(components, info),
+        by_layer=_layer_grid(components, info),
         all_components=components,
         tokens=prompts.clean.strings[0],
         self_tests=tests,
@@ -154,19 +152,19 @@ def plot(result: DirectLogitAttributionResult) -> Figure:
     )  # fmt: skip
     return Figure(
         title="Direct logit attribution",
-        caption=f"Terms of the logit difference {result.total} at the last token, final norm frozen, mean over prompts. "
+        caption=f"Terms of the logit difference {result.total} at the last token, norms frozen, mean over prompts. "
         "What a component writes itself, not what it does through later layers.",
         panels=(bars, Heatmap(title="Heads: direct effect (logits)", grid=result.heads)),
     )
 
 
 def kind_of(name: str) -> str:
-    """heads, MLPs, embeddings or biases."""
-    if name.endswith("bias"):
-        return "biases"
-    if name in ("embed", "position_embed"):
+    """attention, MLPs, embeddings or biases (of the final norm and the unembedding)."""
+    if "embed" in name and not name.endswith("bias"):
         return "embeddings"
-    return "heads" if "attn_out" in name or "H" in name else "MLPs"
+    if "attn_out" in name or "H" in name:
+        return "attention"
+    return "MLPs" if "mlp_out" in name or name.startswith("L") else "biases"
 
 
 def _prompts(context: Context, arguments: Arguments) -> EncodedPrompts:
@@ -211,8 +209,10 @@ def _effects(context: Context, prompts: EncodedPrompts, layers: tuple[int, ...])
         context.progress(done, tokens.n_rows, "prompts attributed")
         pick = [[ids[row] for row in rows] for ids in (answers, wrongs)]
         found = direct_effects(model, tokens.rows(rows), *pick, neuron_layers=layers)
-        whole = whole or found.spread(tokens.n_rows)
-        whole.fill(rows, found)
+        if whole is None:
+            whole = Effects(found.terms, *(x.new_empty((tokens.n_rows, *x.shape[1:])) for x in found[1:]))
+        for into, x in zip(whole[1:], found[1:], strict=True):
+            into[list(rows)] = x
         done += len(rows)
     context.progress(done, tokens.n_rows, "prompts attributed")
     assert whole is not None
@@ -224,76 +224,104 @@ def _single(sets: Ids | None) -> list[int]:
     return [ids[0] for ids in sets]
 
 
-def _named(effects: Effects, shown: int) -> Terms:
-    """Every term in order: a site, then its parts."""
-    names: list[tuple[str, str | None]] = []
-    columns: list[Tensor] = []
-
-    def add(name: str, part_of: str | None, column: Tensor) -> None:
-        names.append((name, part_of))
-        columns.append(column)
-
-    for site, column in effects.sites.items():
-        add(site, None, column)
-        if not site.startswith("blocks."):
-            continue
-        layer = int(site.split(".")[1])
-        if site.endswith("attn_out"):
-            for head in range(effects.heads[layer].units.shape[1]):
-                add(head_name(layer, head), site, effects.heads[layer].units[:, head])
-            bias = effects.heads[layer].bias
-        else:
-            bias = effects.mlp_bias.get(layer)
-            for name, neuron in _neuron_columns(effects, layer, shown):
-                add(name, site, neuron)
-        if bias is not None:
-            add(f"{site} bias", site, bias)
-    values = columns[0].new_empty((columns[0].shape[0], len(columns)))
-    for i, column in enumerate(columns):
-        values[:, i] = column
-    return Terms(names, values)
-
-
-def _neuron_columns(effects: Effects, layer: int, shown: int) -> list[tuple[str, Tensor]]:
-    """The largest neurons of a layer by mean, and the sum of all others."""
-    if layer not in effects.neurons:
-        return []
-    units = effects.neurons[layer].units
-    chosen = units.mean(0).abs().argsort(descending=True)[:shown].tolist()
-    others = units.sum(1) - units[:, chosen].sum(1)
-    return [*((f"L{layer}N{i}", units[:, i]) for i in chosen), (f"L{layer} other neurons", others)]
+def with_neurons(effects: Effects, shown: int) -> Effects:
+    """The largest neurons of each layer by their mean, the others as one term."""
+    mean, values = effects.values.mean(0).abs().tolist(), effects.values
+    layers: dict[str, list[int]] = {}
+    for i, term in enumerate(effects.terms):
+        if term.part_of is not None and NEURON.fullmatch(term.name):
+            layers.setdefault(term.part_of, []).append(i)
+    if not layers:
+        return effects
+    kept: dict[Term, Tensor] = {}
+    for i, term in enumerate(effects.terms):
+        own = layers.get(term.part_of or "", [])
+        if i not in own:
+            kept[term] = values[:, i]
+        elif i == min(own):
+            order = sorted(own, key=lambda j: -mean[j])
+            kept |= {effects.terms[j]: values[:, j] for j in order[:shown]}
+            kept[Term(f"{term.part_of} {OTHERS}", term.part_of)] = values[:, order[shown:]].sum(1)
+    return effects._replace(terms=tuple(kept), values=stacked(kept))
 
 
 def _numbers(x: Tensor) -> ndarray:
     return x.detach().double().cpu().numpy()
 
 
-def _components(terms: Terms, clusters: Clusters) -> tuple[ComponentEffect, ...]:
-    means = clusters.means(_numbers(terms.values))
+def _components(effects: Effects, clusters: Clusters) -> tuple[ComponentEffect, ...]:
+    means = clusters.means(_numbers(effects.values))
     return tuple(
-        ComponentEffect(name=name, part_of=part_of, effect=means.estimate(i))
-        for i, (name, part_of) in enumerate(terms.names)
+        ComponentEffect(name=term.name, part_of=term.part_of, effect=means.estimate(i))
+        for i, term in enumerate(effects.terms)
     )
 
 
-def _finest(names: Sequence[tuple[str, str | None]]) -> list[int]:
-    """Terms that add up to the total without overlap: attention by head, MLPs whole."""
-    return [
-        i
-        for i, (name, part_of) in enumerate(names)
-        if (part_of is None and not name.endswith("attn_out")) or (part_of or "").endswith("attn_out")
-    ]
-
-
 def _top(components: Sequence[ComponentEffect], k: int) -> tuple[ComponentEffect, ...]:
-    finest = [components[i] for i in _finest([(c.name, c.part_of) for c in components])]
-    neurons = [c for c in components if c.part_of and c.part_of.endswith("mlp_out") and not c.name.endswith("neurons")]
-    return tuple(sorted(finest + neurons[:0], key=lambda c: -abs(c.effect.mean))[:k])
+    """The largest of the finest terms that add up to the total."""
+    apart = taken_apart([Term(c.name, c.part_of) for c in components])
+    split = {components[i].name for sites in apart.values() for i, _ in sites}
+    finest = [c for c in components if (c.name not in split if c.part_of is None else c.part_of in split)]
+    return tuple(sorted(finest, key=lambda c: -abs(c.effect.mean))[:k])
 
 
-def _by_kind(terms: Terms, clusters: Clusters) -> dict[str, Estimate]:
-    values = _numbers(terms.values)
-    columns: dict[str, list[int]] = {}
-    for i in _finest(terms.names):
-        columns.setdefault(kind_of(terms.names[i][0]), []).append(i)
+def _by_kind(effects: Effects, clusters: Clusters) -> dict[str, Estimate]:
+    values, columns = _numbers(effects.values), dict[str, list[int]]()
+    for i, term in enumerate(effects.terms):
+        if term.part_of is None:
+            columns.setdefault(kind_of(term.name), []).append(i)
     return {kind: clusters.means(values[:, chosen].sum(1)).estimate() for kind, chosen in columns.items()}
+
+
+def _head_grid(components: Sequence[ComponentEffect], info: ModelInfo) -> Grid:
+    means = {c.name: c.effect.mean for c in components}
+    layers, heads = range(info.n_layers), range(info.n_heads)
+    values = [means[head_name(layer, head)] for layer in layers for head in heads]
+    return grid("direct effect of heads", "logits", [("layer", layers), ("head", heads)], values)
+
+
+def _layer_grid(components: Sequence[ComponentEffect], info: ModelInfo) -> Grid:
+    means = {c.name: c.effect.mean for c in components}
+    kinds = [kind for kind in ("attn_out", "mlp_out") if kind in info.sites]
+    values = [means[f"blocks.{layer}.{kind}"] for layer in range(info.n_layers) for kind in kinds]
+    axes = [("layer", range(info.n_layers)), ("site", kinds)]
+    return grid("direct effect by layer", "logits", axes, values)
+
+
+def _added(parts: Sequence[Estimate]) -> Estimate:
+    """Means added, and interval ends added."""
+    low, high = [e.low for e in parts if e.low is not None], [e.high for e in parts if e.high is not None]
+    whole = len(low) == len(high) == len(parts)
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return first.model_copy(
+        update={
+            "mean": sum(e.mean for e in parts),
+            "low": sum(low) if whole else None,
+            "high": sum(high) if whole else None,
+            "method": f"{first.method}; interval ends of {len(parts)} parts added",
+        }
+    )
+
+
+def _summary(total: Estimate, top: Sequence[ComponentEffect], kinds: dict[str, Estimate], n: int) -> str:
+    largest = "; ".join(f"{c.name} {_signed(c.effect)}" for c in top[:6])
+    sums = ", ".join(f"{kind} {e.mean:+.3g}" for kind, e in kinds.items())
+    return (
+        f"On {n} prompts the logit difference is {total.mean:+.3g}; it is the sum of {sums}. Largest terms: {largest}. "
+        "This is what components write themselves at the last token: not what they cause through later layers, and "
+        "not what happens when one is taken out (patch_activations, ablate)."
+    )
+
+
+def _signed(e: Estimate) -> str:
+    return f"{e.mean:+.3g}" + ("" if e.low is None or e.high is None else f" [{e.low:+.3g}, {e.high:+.3g}]")
+
+
+def _warnings(info: ModelInfo, capped: bool, clusters: int) -> tuple[str, ...]:
+    cap = "This model caps its logits: the terms add up to the logit difference before the cap, not to `after_cap`."
+    half = f"In {info.dtype} the terms add up to {HALF_TOLERANCE:.0%} only; load the model in float32 for exact ones."
+    single = "There is one cluster of prompts: no intervals."
+    shown = ((capped, cap), (info.dtype not in WIDE, half), (clusters < 2, single))
+    return tuple(text for wanted, text in shown if wanted)

@@ -19,8 +19,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..causal.chosen_cells import SHOWS, GridName, cells_of, layout_of, positions_in_words
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
-from ..causal.grids import CellGrid, by_layer_and_head, by_layer_and_position, by_unit_and_position, together
+from ..causal.grids import CellGrid
 from ..causal.joint import (
     NOT_JOINT,
     JointCells,
@@ -32,14 +33,11 @@ from ..causal.joint import (
     joint_in_words,
 )
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
-from ..causal.units import LETTERS, chosen_layers, chosen_units
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Heatmap
 from ..measures.metrics import UNITS, MetricName
 from ..measures.statistics import Clusters
-from ..model.sites import Shape, Site, check_site
-from ..prompts.columns import Column
-from ..prompts.encoding import EncodedPrompts
+from ..model.sites import Shape
 from ..result import Result, SelfTest
 from ..technique import Context, Direction, Heads, Layers, Metric, OnPrompts, Positions
 
@@ -53,14 +51,6 @@ QUESTIONS = (
 PatchSite = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "neuron"
 ]
-GridName = Literal["layer_position", "layer_head", "head_position"]
-SHOWS = {
-    "denoising": "Denoising puts clean activations into the corrupted run: a large effect shows that the cell is "
-    "sufficient to bring the behaviour back, not that it is needed.",
-    "noising": "Noising puts corrupted activations into the clean run: a large effect shows that the cell is "
-    "necessary for the behaviour, not that it is enough.",
-}
-MOST_CELLS = 20_000
 
 
 class Arguments(OnPrompts):
@@ -105,36 +95,6 @@ class PatchingResult(Result):
     cost: SweepCost = Field(description="How it was computed and what it cost.")
 
 
-def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> CellGrid:
-    """The grid that the arguments ask for.
-
-    Raises:
-        BadArguments: a grid that the site does not have, or too many cells.
-        BadSite, BadPosition: a place the model or the prompts do not have.
-    """
-    check_site(Site(arguments.site, 0), shape)
-    if layout_of(arguments) == "layer_position":
-        if arguments.heads is not None:
-            raise BadArguments("the grid layer_position patches whole layers: leave `heads` out, or take another grid.")
-        layers = chosen_layers(arguments.layers, shape)
-        grid = by_layer_and_position(arguments.site, layers, _columns(arguments, prompts))
-    else:
-        grid = _cells_of_heads(arguments, shape, prompts)
-    if len(grid.cells) > MOST_CELLS:
-        raise BadArguments(f"the grid has {len(grid.cells)} cells, at most {MOST_CELLS}; choose `layers` or `heads`.")
-    return grid
-
-
-def _cells_of_heads(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> CellGrid:
-    if arguments.site not in LETTERS:
-        raise BadArguments(f"{arguments.site} has no heads: take the grid layer_position, or site 'head'.")
-    units = chosen_units(arguments.site, arguments.heads, arguments.layers, shape)
-    if layout_of(arguments) == "head_position":
-        return by_unit_and_position(units, _columns(arguments, prompts))
-    everywhere = arguments.positions in (None, "all")
-    return by_layer_and_head(units, shape, None if everywhere else together(_columns(arguments, prompts)))
-
-
 def _joint_cells(arguments: Arguments, grid: CellGrid, shape: Shape) -> JointCells:
     """All the parts of the grid as one cell, at the positions patched together, and random sets beside it."""
     if not arguments.together:
@@ -146,22 +106,6 @@ def _joint_cells(arguments: Arguments, grid: CellGrid, shape: Shape) -> JointCel
     return joint_cells(
         arguments.site, sites, shape, positions, controls=arguments.controls, seed=arguments.seed
     )
-
-
-def _columns(arguments: Arguments, prompts: EncodedPrompts) -> tuple[Column, ...]:
-    """The positions asked for; by default every one, or the roles where positions of prompts do not correspond."""
-    if arguments.positions is not None:
-        return prompts.columns(arguments.positions)
-    same = len(set(prompts.clean.lengths)) == 1
-    return prompts.columns("all" if same or not prompts.roles else tuple(prompts.roles))
-
-
-def layout_of(arguments: Arguments) -> GridName:
-    """The grid asked for, or the usual one of the site."""
-    if arguments.grid is not None:
-        return arguments.grid
-    by_head = arguments.site in ("head", "q", "k", "v") or arguments.heads is not None
-    return "layer_head" if by_head else "layer_position"
 
 
 def run(context: Context, arguments: Arguments) -> PatchingResult:
@@ -222,7 +166,7 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
         effects=effects,
         stand_out=found,
         joint=patched,
-        positions="every position" if grid.cells[0].positions is None else _positions(arguments),
+        positions=positions_in_words(arguments, grid),
         tokens=base.strings[0],
         self_tests=tests,
         cost=cost_of(model, plan, result),
@@ -243,13 +187,6 @@ def plot(result: PatchingResult) -> Figure:
         f"{result.shows}",
         panels=panels,
     )
-
-
-def _positions(arguments: Arguments) -> str:
-    if arguments.positions in (None, "all"):
-        return "one position a cell"
-    named = ", ".join(map(str, arguments.positions))
-    return f"positions {named}, {'patched together' if layout_of(arguments) == 'layer_head' else 'one a cell'}"
 
 
 def _summary(

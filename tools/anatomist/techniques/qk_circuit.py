@@ -66,7 +66,7 @@ class Arguments(Common):
 
     head: str = Field(description="The head, written L23H3.")
     tokens: tuple[str | int, ...] | None = Field(
-        default=None, max_length=60, description="Query (and key) tokens: exact texts or ids; absent: from the extremes."
+        default=None, max_length=60, description="Query (and key) tokens, texts or ids; absent: from the extremes."
     )
     key_tokens: tuple[str | int, ...] | None = Field(
         default=None, max_length=60, description="Key tokens, where they differ from `tokens`."
@@ -215,7 +215,8 @@ def run(context: Context, arguments: Arguments) -> QKResult:
     }  # fmt: skip
     of_tokens = arguments.between == "tokens"
     largest, smallest, ids = _search(context, arguments, place, by_offset) if of_tokens else ((), (), None)
-    chosen = chosen or ids or (tuple(range(arguments.positions)),) * 2
+    every = tuple(range(arguments.positions))
+    chosen = chosen or ids or (every, every)
     first = by_offset[place.offsets[0]]
     tables = tuple(_table(model, arguments, place, o, m, chosen) for o, m in by_offset.items())
     matching = _matching(context, arguments, place, sides, by_offset) if of_tokens else ()
@@ -225,7 +226,7 @@ def run(context: Context, arguments: Arguments) -> QKResult:
         model, place.layer, place.head, sides.query[rows[:n]], sides.key[columns[:n]], max(1, place.offsets[0])
     )
     return QKResult(
-        summary=_summary(arguments, largest, matching, tables[0]),
+        summary=_summary(arguments, largest, smallest, matching, tables[0]),
         warnings=(*failed([test]), *_warnings(model.info, arguments)),
         head=group_name(model.info, place.layer, place.head),
         between=arguments.between,
@@ -249,7 +250,7 @@ def plot(result: QKResult) -> Figure:
         panels.append(_lines(result.profile))
     return Figure(
         title=f"QK circuit of {result.head}",
-        caption=f"Scores before the softmax by the weights alone; {result.vectors}. Not where the head looks in a prompt.",
+        caption=f"Scores before the softmax by the weights alone; {result.vectors}.{LIMIT}",
         panels=tuple(panels),
     )
 
@@ -294,8 +295,8 @@ def _search(
                 ScoredPair(offset=place.shown(offset), query=q, key=k, score=place.capped(e.value))
                 for q, k, e in zip(queries, keys, entries, strict=True)
             ]
-        rows, columns = (tuple(dict.fromkeys(e[side] for e in high))[:SHOWN] for side in (0, 1))
-        shown = shown or (rows, columns)  # type: ignore[assignment]
+        rows = tuple(dict.fromkeys(e.row for e in high))[:SHOWN]
+        shown = shown or (rows, tuple(dict.fromkeys(e.column for e in high))[:SHOWN])
     return tuple(largest), tuple(smallest), shown
 
 
@@ -358,14 +359,18 @@ def _diagonals(table: Grid) -> Grid:
 
 
 def _summary(
-    arguments: Arguments, largest: Sequence[ScoredPair], matching: Sequence[Matching], table: Grid
-) -> str:
+    arguments: Arguments, largest: Sequence[ScoredPair], smallest: Sequence[ScoredPair],
+    matching: Sequence[Matching], table: Grid,
+) -> str:  # fmt: skip
     what = f"{arguments.head}, by its weights alone: "
     if arguments.between == "positions":
         (cell,) = table.top(1, by="value")
-        return f"{what}largest score {cell.value:.3g}, query position {cell.labels[0]} on key position {cell.labels[1]}." + LIMIT
+        at = " on ".join(cell.labels)
+        return f"{what}largest score {cell.value:.3g}, query position on key position {at}." + LIMIT
     parts = []
-    if largest:
+    if largest and largest[0].score == 0 and smallest[0].score == 0:
+        parts.append("every score is 0: the head does not read these vectors")
+    elif largest:
         parts.append(f"largest score {largest[0].score:.3g}, {largest[0].query!r} on {largest[0].key!r}")
     for m in matching[:1]:
         at = "" if m.offset is None else f" at offset {m.offset}"
@@ -388,5 +393,5 @@ def _warnings(info: ModelInfo, arguments: Arguments) -> tuple[str, ...]:
             "is another, and so is the size of the scores."
         )
     if arguments.keys_through is not None and info.norm != "none":
-        found.append("Keys through a head are normed alone: compare their scores with each other, not with direct ones.")
+        found.append("Keys through a head are normed alone: compare them with each other, not with direct scores.")
     return tuple(found)

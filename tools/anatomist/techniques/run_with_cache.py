@@ -14,18 +14,17 @@ Does not show: what an activation means or whether anything reads it. A large no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from ..causal.units import chosen_layers
-from ..errors import BadArguments, BadPrompts
+from ..errors import BadPrompts
 from ..figures import Figure, Lines, Series
 from ..measures.metrics import widened
 from ..model.batches import batches
-from ..model.protocol import ModelInfo
 from ..model.sites import KINDS, WHOLE_MODEL, Shape, Site, check_site, list_sites, parse_site
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, encode
@@ -33,7 +32,7 @@ from ..result import Frozen, Result
 from ..technique import ArrayStream, Context, Layers, OnPrompts, Positions
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from torch import Tensor
 
 TITLE = "Read activations"
@@ -83,7 +82,7 @@ class CacheResult(Result):
 
     sites: tuple[SiteStatistics, ...] = Field(description="One per place, in the order computed.")
     n: int = Field(description="Number of prompts.")
-    positions: tuple[str, ...] = Field(description="Positions read, each with its token (of the first prompt for 'all').")
+    positions: tuple[str, ...] = Field(description="Positions read, with their tokens ('all': of the longest prompt).")
     bos: bool = Field(description="Whether a BOS token stands at position 0.")
     arrays: tuple[str, ...] = Field(description="Names of the kept arrays; read them with get_run.")
     array_bytes: int = Field(description="Size of the kept arrays, bytes.")
@@ -213,11 +212,11 @@ def run(context: Context, arguments: Arguments) -> CacheResult:
     for rows in batches(info, tokens, sites, context.budget_bytes, in_order=True):
         reads = context.model.run(tokens.rows(rows), read=sites).reads
         for reading in readings:
-            _take(context, arguments, reading, reads[reading.site], rows, places)
+            _take(context, arguments, reading, reads[reading.site], rows, places, tokens.width)
         done += len(rows)
         context.progress(done, tokens.n_rows, "prompts read")
-    _close(context, arguments, readings)
-    return _result(arguments, info, encoded, readings, places)
+    _close(context, readings)
+    return _result(arguments, encoded, readings, places)
 
 
 def _encoded(context: Context, arguments: Arguments) -> EncodedPrompts:
@@ -228,8 +227,9 @@ def _encoded(context: Context, arguments: Arguments) -> EncodedPrompts:
 
 
 def _take(
-    context: Context, arguments: Arguments, reading: Reading, read: Tensor, rows: Sequence[int], places: Places
-) -> None:
+    context: Context, arguments: Arguments, reading: Reading, read: Tensor, rows: Sequence[int], places: Places,
+    width: int,
+) -> None:  # fmt: skip
     """Add a batch to the moments, and to the array where it is kept."""
     x = positions_first(read, reading.site)
     for i, row in enumerate(rows):
@@ -237,8 +237,7 @@ def _take(
         chosen = widened(x[i, index])
         _measure(reading, chosen, index)
     if arguments.keep:
-        full = max(map(max, places.index)) + 1
-        piece = _cast(_padded(x, reading.site, rows, places, full), arguments.dtype)
+        piece = _cast(_padded(x, reading.site, rows, places, width), arguments.dtype)
         reading.feature = tuple(piece.shape[2:])
         if context.stream is not None and reading.stream is None:
             reading.stream = context.stream(
@@ -260,12 +259,85 @@ def _measure(reading: Reading, chosen: Float[Tensor, "P *feature"], index: list[
         reading.moments.add(seen.reshape(-1), seen.norm(dim=-1).reshape(-1))
 
 
-def _padded(x: Tensor, site: Site, rows: Sequence[int], places: Places, full: int) -> Tensor:
-    """The chosen positions of a batch, zeros after a row's end; keys padded to the width of all prompts."""
-    width = len(places.labels) if site.kind not in QUERY_ROWS else full
-    feature = (*x.shape[2:-1], max(width, x.shape[-1])) if site.kind in QUERY_ROWS else tuple(x.shape[2:])
+def _padded(x: Tensor, site: Site, rows: Sequence[int], places: Places, width: int) -> Tensor:
+    """The chosen positions of a batch, zeros after a row's end; keys padded to the widest of all prompts."""
+    feature = (*x.shape[2:-1], width) if site.kind in QUERY_ROWS else tuple(x.shape[2:])
     out = x.new_zeros((len(rows), places.width, *feature))
+    keys = x.shape[-1] if site.kind in QUERY_ROWS else None
     for i, row in enumerate(rows):
         n = places.lengths[row]
-        out[i, :n, ..., : x.shape[-1]] = x[i, list(places.index[row][:n])]
+        out[i, :n, ..., :keys] = x[i, list(places.index[row][:n])]
     return out
+
+
+def _cast(piece: Tensor, dtype: str) -> Tensor:
+    return {"float32": piece.float, "float16": piece.half, "bfloat16": piece.bfloat16}[dtype]()
+
+
+def _close(context: Context, readings: Sequence[Reading]) -> None:
+    """Arrays that were not streamed are handed over whole."""
+    for reading in readings:
+        if reading.pieces:
+            whole = reading.pieces[0].new_zeros((sum(map(len, reading.pieces)), *reading.pieces[0].shape[1:]))
+            start = 0
+            for piece in reading.pieces:
+                whole[start : start + len(piece)] = piece
+                start += len(piece)
+            context.keep(str(reading.site), whole, axes=axes_of(reading.site), unit="activation")
+
+
+def _result(
+    arguments: Arguments, encoded: EncodedPrompts, readings: Sequence[Reading], places: Places
+) -> CacheResult:
+    tokens = encoded.clean
+    found = tuple(
+        r.moments.statistics(r.site, (tokens.n_rows, places.width, *r.feature), axes_of(r.site)) for r in readings
+    )
+    names = tuple(str(r.site) for r in readings) if arguments.keep else ()
+    size = sum(math.prod(s.shape) * BYTES[arguments.dtype] for s in found) if arguments.keep else 0
+    return CacheResult(
+        summary=_summary(found, encoded.n, arguments, size),
+        warnings=encoded.warnings,
+        sites=found,
+        n=encoded.n,
+        positions=places.labels,
+        bos=tokens.bos,
+        arrays=names,
+        array_bytes=size,
+    )
+
+
+def _summary(found: Sequence[SiteStatistics], n: int, arguments: Arguments, size: int) -> str:
+    largest = max(found, key=lambda s: s.norm)
+    kept = f"{len(found)} arrays kept ({size / 2**20:.1f} MiB, {arguments.dtype})" if arguments.keep else "nothing kept"
+    return (
+        f"Read {len(found)} places on {n} prompts ({arguments.side} side); {kept}. Largest mean norm: {largest.site} "
+        f"{largest.norm:.3g}. A large norm is not importance: these numbers describe, they do not explain."
+    )
+
+
+def plot(result: CacheResult) -> Figure:
+    """Mean norm and spread by layer, one line per kind of place."""
+    kinds = list(dict.fromkeys(s.kind for s in result.sites))
+    layers = sorted({s.layer for s in result.sites if s.layer is not None})
+    x = tuple(map(str, layers)) or ("whole model",)
+    panels = tuple(
+        Lines(
+            title=title, x_title="layer", x=x, y_title="activation units",
+            series=tuple(Series(name=kind, values=_by_layer(result, kind, layers, what)) for kind in kinds),
+        )
+        for title, what in (("Mean norm", "norm"), ("Standard deviation", "std"))
+    )  # fmt: skip
+    return Figure(
+        title="Activations",
+        caption=f"Over {result.n} prompts and {len(result.positions)} positions, {'with' if result.bos else 'without'} "
+        "BOS. Heads and neurons read one by one are averaged within their layer.",
+        panels=panels,
+    )
+
+
+def _by_layer(result: CacheResult, kind: str, layers: Sequence[int], what: str) -> tuple[float | None, ...]:
+    found = [[getattr(s, what) for s in result.sites if s.kind == kind and s.layer == layer] for layer in layers]
+    if not layers:
+        found = [[getattr(s, what) for s in result.sites if s.kind == kind]]
+    return tuple(sum(values) / len(values) if values else None for values in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -69,9 +70,19 @@ def describe(
         adds_bos=TextCodec(tokenizer, d_vocab=int(config.vocab_size), n_ctx=1).adds_bos,
         sites=sites,
         weights_hash=fingerprint(parameters),
+        configuration=_configuration(hf_model),
         revision=revision,
         load_seconds=load_seconds,
     )
+
+
+def _configuration(model: PreTrainedModel) -> str:
+    """Equal for models that differ in their weights alone."""
+    settings = model.config.to_dict()
+    for where_from in ("_name_or_path", "transformers_version", "quantization_config"):
+        settings.pop(where_from, None)
+    text = json.dumps([type(model).__name__, model.config._attn_implementation, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_parallel(config: PretrainedConfig) -> bool:

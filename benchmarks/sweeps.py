@@ -1,0 +1,159 @@
+"""Sweeps by every way: the same prompts, weights and cells; values compared, seconds beside the arithmetic floor."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from anatomist.model.backends.blocks import Anatomy
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .clock import Rate, timed
+from .tasks import Grid, Task, flops, make_task, sample
+from .ways import Ours, Way
+
+REFERENCE = "bare hooks"
+ONE_BY_ONE = 6  # cells of a sampled grid that the ways with one pass a cell compute
+SAMPLED_FLOPS = 6e11  # arithmetic of a sampled grid, about three seconds on two cores
+
+
+class Case(NamedTuple):
+    """One grid on prompts of one length and number."""
+
+    grid: Grid
+    length: int
+    prompts: int
+    repeats: int = 1
+    whole: tuple[str, ...] = ()  # the ways that compute the whole grid; the others compute some of its cells
+
+
+ALL = ("anatomist", "TransformerLens bridge", "nnterp", "bare hooks")
+WHOLE = [
+    Case("residual", 14, 1, 3, ALL),
+    Case("head", 14, 1, 3, ALL),
+    Case("residual", 14, 32, 1, ("anatomist", "TransformerLens bridge")),
+    Case("head", 14, 32, 1, ("anatomist",)),
+    Case("head x position", 14, 1, 1, ("anatomist",)),
+    Case("neuron", 14, 1, 1, ("anatomist",)),
+]
+SAMPLED = [
+    Case("residual", length, prompts)
+    for length in (14, 32, 64, 128)
+    for prompts in (1, 8, 32)
+    if (length, prompts) not in ((14, 1), (14, 32))
+]
+GRIDS: tuple[Grid, ...] = ("residual", "head", "head x position", "neuron")
+FULL = [Case(grid, 14, prompts, 3, ALL) for grid in GRIDS[:2] for prompts in (1, 32)] + [
+    Case(grid, length, prompts)
+    for grid in GRIDS
+    for length in (14, 32, 64, 128)
+    for prompts in (1, 8, 32)
+    if grid not in GRIDS[:2] or (length, prompts) not in ((14, 1), (14, 32))
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way on one case."""
+
+    case: str
+    way: str
+    seconds: float  # of the whole grid: measured, or in proportion where only some cells were computed
+    spread: tuple[float, float]  # least and most of the repeats, in the same unit
+    cells: int  # computed
+    grid: int  # cells of the whole grid
+    flops: float  # the general floor of the whole grid
+    floor: float  # the same in seconds, at the best rate of the run
+    max_difference: float | None  # from bare hooks on the cells that both computed, in logits
+
+    @property
+    def sampled(self) -> bool:
+        return self.cells < self.grid
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "times_the_floor": self.seconds / self.floor}
+
+
+class Timing(NamedTuple):
+    """What one way took on some cells of a case."""
+
+    way: str
+    seconds: list[float]
+    share: float  # of the whole grid's work that these seconds paid for
+    chosen: list[int]  # cells of the whole grid
+    values: Tensor  # [cells, prompts]
+
+
+def run_case(
+    case: Case, ways: Sequence[Way], anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, rate: Rate,
+    say: Callable[[str], None],
+) -> list[Row]:  # fmt: skip
+    """Every way on one case; our way a second time with the shared prefix where there is one."""
+    task = make_task(case.grid, case.length, case.prompts, anatomy, tokenizer)
+    timings: list[Timing] = []
+    for way in _with_sharing(ways, task):
+        say(f"{task.name}: {way.name}")
+        rate.measure(repeats=2)
+        timings.append(_time(way, task, case, anatomy))
+    rate.measure(repeats=2)
+    return [_row(timing, timings, task, anatomy, rate) for timing in timings]
+
+
+def at_rate(row: Row, rate: float) -> Row:
+    """The same row with its floor at another rate."""
+    return replace(row, floor=row.flops / rate)
+
+
+def _with_sharing(ways: Sequence[Way], task: Task) -> Iterator[Way]:
+    for way in ways:
+        yield way
+        if isinstance(way, Ours) and task.rule == "patch":
+            yield way.sharing()
+
+
+def _time(way: Way, task: Task, case: Case, anatomy: Anatomy) -> Timing:
+    """Seconds for the whole grid, or for a part of it: by arithmetic for the engine, by cells for one pass a cell."""
+    if way.name.split(",")[0] in case.whole:
+        return _measure(way, task, list(range(task.whole)), case.repeats, 1.0)
+    part = sample(task, anatomy, SAMPLED_FLOPS)
+    numbered = {cell: i for i, cell in enumerate(task.cells)}
+    chosen = [numbered[cell] for cell in part.cells]
+    if way.at_once:
+        return _measure(way, part, chosen, case.repeats, flops(part, anatomy) / flops(task, anatomy))
+    few = chosen[:: max(1, len(chosen) // ONE_BY_ONE)][:ONE_BY_ONE]
+    return _measure(way, task.some(few), few, case.repeats, len(few) / task.whole)
+
+
+def _measure(way: Way, task: Task, chosen: list[int], repeats: int, share: float) -> Timing:
+    way.prepare(task)
+    way.cells(task, task.cells[:1])  # what is made once, at the first use
+    seconds, values = [], torch.empty(0)
+    for _ in range(repeats):
+        prepared, _none = timed(lambda: way.prepare(task))
+        taken, values = timed(lambda: way.cells(task, task.cells))
+        seconds.append(prepared * share + taken)  # preparing is done once for the whole grid
+    return Timing(way.name, seconds, share, chosen, values)
+
+
+def _row(timing: Timing, all_timings: list[Timing], task: Task, anatomy: Anatomy, rate: Rate) -> Row:
+    whole = [s / timing.share for s in timing.seconds]
+    reference = next((t for t in all_timings if t.way == REFERENCE), None)
+    return Row(
+        case=task.name, way=timing.way, seconds=statistics.median(whole), spread=(min(whole), max(whole)),
+        cells=len(timing.chosen), grid=task.whole, flops=(work := flops(task, anatomy)), floor=work / rate.best,
+        max_difference=None if reference is None else _difference(timing, reference),
+    )  # fmt: skip
+
+
+def _difference(a: Timing, b: Timing) -> float | None:
+    """The largest difference on cells that both computed."""
+    place = {cell: i for i, cell in enumerate(b.chosen)}
+    pairs = [(i, place[cell]) for i, cell in enumerate(a.chosen) if cell in place]
+    if not pairs:
+        return None
+    mine, theirs = (torch.tensor(index) for index in zip(*pairs, strict=True))
+    return float((a.values[mine] - b.values[theirs]).abs().max())
