@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_grad_enabled(False)
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     from anatomist.model.offline import offline_folder
+    from anatomist.model.threads import available
 
     from .report import into_readme, keep, text_of
 
+    torch.set_num_threads(options.threads or available())
     started = time.perf_counter()
 
     def say(what: str) -> None:
@@ -85,7 +86,8 @@ def measure(folder: Path, sections: Sequence[str], full: bool, say: Callable[[st
                 say(f"memory: {case[0]}, {case[1]} tokens, {case[2]} prompts: {way}")
                 found["memory"].append(memory.measured(folder, way, *case))
     if "server" in sections:
-        found["server"] = serving.measured(say)
+        say("the server: start, load, calls")
+        found["server"] = serving.measured()
     rate.measure()
     return {**found, "rates": rate.found}
 

@@ -56,7 +56,8 @@ def main() -> None:
         "parameters": sum(p.numel() for p in anatomy.model.parameters()), "cells": len(plan.cells),
         "length": options.length, "prompts": options.prompts, "seconds": statistics.median(seconds),
         "spread": (min(seconds), max(seconds)), "rates": rate.found, "floor": floor,
-        "times_the_floor": statistics.median(seconds) / floor, "bare_hooks_seconds": plain_seconds / FEW * len(plan.cells),
+        "times_the_floor": statistics.median(seconds) / floor,
+        "bare_hooks_seconds": plain_seconds / FEW * len(plan.cells),
         "logit_spread": float(measured.values.std()),
         "max_difference": float((measured.values[0, few] - plain.float().cpu()).abs().max()),
         "chunks": measured.work.chunks, "planned_bytes": measured.work.peak_bytes,
@@ -67,7 +68,8 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("layers", 32), ("width", 4096), ("heads", 32), ("mlp", 11008), ("length", 64), ("prompts", 4)):
+    sizes = {"layers": 32, "width": 4096, "heads": 32, "mlp": 11008, "length": 64, "prompts": 4}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     return parser
@@ -77,11 +79,11 @@ def _random_model(options: argparse.Namespace, dtype: torch.dtype, device: torch
     config = LlamaConfig(
         hidden_size=options.width, intermediate_size=options.mlp, num_hidden_layers=options.layers,
         num_attention_heads=options.heads, num_key_value_heads=options.heads, vocab_size=32_000, dtype=dtype,
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        return LlamaForCausalLM(config).to(dtype=dtype).eval().requires_grad_(False)
 
 
 def _plan(anatomy: Anatomy, length: int, prompts: int) -> SweepPlan:
@@ -131,9 +133,8 @@ def _bare(anatomy: Anatomy, plan: SweepPlan, cell: Cell) -> Tensor:
 def _flops(anatomy: Anatomy, plan: SweepPlan) -> float:
     """As `tasks.flops`, for this plan."""
     sizes, length = anatomy.sizes, plan.base.width
-    places = sum(
-        (sizes.n_layers - (cell.sites[0].layer or 0)) * (length - (cell.positions or ((0,),))[0][0]) for cell in plan.cells
-    )
+    starts = [(cell.sites[0].layer or 0, (cell.positions or ((0,),))[0][0]) for cell in plan.cells]
+    places = sum((sizes.n_layers - layer) * (length - position) for layer, position in starts)
     logits = 2.0 * sizes.d_model * sizes.d_vocab * len(plan.cells)
     return (2.0 * block_parameters(anatomy) * places + logits) * plan.base.n_rows
 

@@ -62,26 +62,31 @@ def text_of(found: Found) -> str:
 def _head(found: Found) -> str:
     on, rates = found["machine"], sorted(found["rates"])
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    rate = f"{rates[-1] / 1e9:.0f} GFLOP/s at best, {rates[len(rates) // 2] / 1e9:.0f} median, {rates[0] / 1e9:.0f} least"
+    best, middle, least = (rates[i] / 1e9 for i in (-1, len(rates) // 2, 0))
     return (
-        f"{found['date']}, {on['processor']}, {on['threads']} threads on {on['cores']} cores, {on['system']}; {versions}. "
-        f"Matrix products in this run: {rate} (of {len(rates)} measurements)."
+        f"{found['date']}, {on['processor']}, {on['threads']} threads on {on['cores']} cores, {on['system']}; "
+        f"{versions}. "
+        f"Matrix products in this run: {best:.0f} GFLOP/s at best, {middle:.0f} median, {least:.0f} least, of "
+        f"{len(rates)} measurements."
     )
 
 
 def _sweeps(rows: Sequence[Found]) -> str:
-    lines = []
-    for row in rows:
-        computed = "all" if row["cells"] == row["grid"] else f"{row['cells']} of {row['grid']}"
-        bridge = next(
-            (r["seconds"] for r in rows if r["case"] == row["case"] and r["way"].startswith("TransformerLens")), None
-        )
-        lines.append((
-            row["case"], row["way"], computed, f"{row['seconds']:.2f}", f"{row['spread'][0]:.2f} to {row['spread'][1]:.2f}",
-            f"{row['floor']:.2f}", f"{row['times_the_floor']:.2f}",
-            "" if bridge is None else f"{bridge / row['seconds']:.1f}",
+    bridge = {row["case"]: row["seconds"] for row in rows if row["way"].startswith("TransformerLens")}
+    lines = [
+        (
+            row["case"],
+            row["way"],
+            "all" if row["cells"] == row["grid"] else f"{row['cells']} of {row['grid']}",
+            f"{row['seconds']:.2f}",
+            "{:.2f} to {:.2f}".format(*row["spread"]),
+            f"{row['floor']:.2f}",
+            f"{row['times_the_floor']:.2f}",
+            f"{bridge[row['case']] / row['seconds']:.1f}" if row["case"] in bridge else "",
             "" if row["max_difference"] is None else f"{row['max_difference']:.1e}",
-        ))  # fmt: skip
+        )
+        for row in rows
+    ]
     heads = (
         "sweep", "way", "cells", "seconds", "spread", "floor", "x floor", "x faster than TransformerLens",
         "difference from bare hooks",

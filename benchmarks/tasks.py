@@ -16,8 +16,12 @@ from anatomist.model.sweep_plan import Cell, SweepPlan
 from anatomist.model.tokens import Tokens
 from transformers import PreTrainedTokenizerBase
 
+Ids = tuple[int, ...]
 Grid = Literal["residual", "head", "head x position", "neuron"]
-NAMES = ["Mary", "John", "Anna", "Paul", "Tom", "Sarah", "Kate", "James", "Robert", "David", "Michael", "Peter", "Alice", "Mark", "Laura", "Emma", "Daniel", "Simon"]
+NAMES = (
+    "Mary", "John", "Anna", "Paul", "Tom", "Sarah", "Kate", "James", "Robert", "David", "Michael", "Peter", "Alice",
+    "Mark", "Laura", "Emma", "Daniel", "Simon",
+)  # fmt: skip
 IOI = "When {a} and {b} went to the shops, {c} gave the bag to"
 NEURONS = 64  # of each of three layers
 
@@ -27,8 +31,8 @@ class Task:
     """A grid of cells on prompts. `patch` writes the source run's activations, `zero` writes zeros."""
 
     grid: Grid
-    base: tuple[tuple[int, ...], ...]
-    source: tuple[tuple[int, ...], ...]
+    base: tuple[Ids, ...]
+    source: tuple[Ids, ...]
     answers: tuple[int, ...]
     wrongs: tuple[int, ...]
     rule: Literal["patch", "zero"]
@@ -106,7 +110,7 @@ def sample(task: Task, anatomy: Anatomy, most_flops: float) -> Task:
 def _cells(grid: Grid, length: int, n: int, anatomy: Anatomy) -> list[Cell]:
     layers, heads = range(anatomy.sizes.n_layers), range(anatomy.sizes.n_heads)
 
-    def at(p: int) -> tuple[tuple[int, ...], ...]:
+    def at(p: int) -> tuple[Ids, ...]:
         return ((p,),) * n
 
     if grid == "residual":
@@ -126,16 +130,21 @@ def _pairs(n: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
     return [pairs[0], *random.Random(0).sample(pairs[1:], n - 1)]
 
 
-def _prompts(a: str, b: str, length: int, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _prompts(a: str, b: str, length: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     """Ids of the corrupted and of the clean prompt."""
     filling = tokenizer(topics["assert"]).input_ids
-    found = [tokenizer(IOI.format(a=b, b=a, c=c)).input_ids for c in (a, b)]
-    return tuple((*filling[: length - len(ids)], *ids)[:length] for ids in found)  # type: ignore[return-value]
+
+    def ids(c: str) -> Ids:
+        ioi = tokenizer(IOI.format(a=b, b=a, c=c)).input_ids
+        assert len(ioi) <= length <= len(ioi) + len(filling), f"no prompt of {length} tokens"
+        return (*filling[: length - len(ioi)], *ioi)
+
+    return ids(a), ids(b)
 
 
 def _one(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer(" " + name).input_ids[0]
 
 
-def _tokens(ids: tuple[tuple[int, ...], ...]) -> Tokens:
+def _tokens(ids: tuple[Ids, ...]) -> Tokens:
     return Tokens(ids, tuple(tuple(map(str, row)) for row in ids), bos=False)

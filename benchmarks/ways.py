@@ -218,7 +218,7 @@ class Nnterp:
         from nnterp import StandardizedTransformer
 
         model, tokenizer = plain(folder)
-        self.model = StandardizedTransformer(model, tokenizer=tokenizer, attn_implementation="eager")
+        self.model: Any = StandardizedTransformer(model, tokenizer=tokenizer, attn_implementation="eager")
         self.heads = model.config.num_attention_heads
         self.source: dict[Site, Tensor] = {}
 

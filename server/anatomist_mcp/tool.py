@@ -17,7 +17,7 @@ from .schemas import OUTPUT_SCHEMA, Schema, input_schema
 from .text import Detail
 
 ServerArgument = Literal["response_format", "as_job"]
-DESCRIPTION_LIMIT = 700  # characters of a docstring that are listed
+DESCRIPTION_LIMIT = 320  # characters of a docstring that are listed, whole sentences
 _SCHEMAS: Mapping[ServerArgument, Schema] = {
     "response_format": {"type": "string", "enum": ["concise", "detailed"], "description": "Length; concise if absent."},
     "as_job": {"type": "boolean", "description": "Give a job handle at once; then get_job."},
@@ -107,4 +107,6 @@ def description(entry: Entry) -> str:
     words = " ".join(told.split())
     if entry.questions:
         words = f"{words} Answers: {entry.questions[0]}"
-    return words if len(words) <= DESCRIPTION_LIMIT else words[: DESCRIPTION_LIMIT - 3].rstrip() + "..."
+    if len(words) <= DESCRIPTION_LIMIT:
+        return words
+    return words[: words.rfind(". ", 0, DESCRIPTION_LIMIT) + 1] or words[:DESCRIPTION_LIMIT]

@@ -20,6 +20,7 @@ from anatomist.measures.metrics import Metric
 from anatomist.model.backends.local import LocalModel
 from anatomist.model.backends.toy_circuits import random_toy
 from anatomist.model.edits import Edit
+from anatomist.model.fast import FastEngine
 from anatomist.model.protocol import Model
 from anatomist.model.sites import Site
 from anatomist.model.sweep import Proof, choose, prove, sweep
@@ -251,16 +252,14 @@ def test_the_fast_engine_is_proven_on_the_model_and_then_used(tiny_llama: LocalM
 
 
 def test_a_fast_engine_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    import anatomist.model.fast.engine as fast
-
     model = LocalModel(llama(), None, name="tiny-llama")
-    right = fast.FastEngine.measure
+    right = FastEngine.measure
 
-    def wrong(self: fast.FastEngine, *given: object) -> Measured:
+    def wrong(self: FastEngine, *given: object) -> Measured:
         found = right(self, *given)  # type: ignore[arg-type]
         return replace(found, values=found.values + 1e-3)
 
-    monkeypatch.setattr(fast.FastEngine, "measure", wrong)
+    monkeypatch.setattr(FastEngine, "measure", wrong)
     assert not prove(model).fast
     engine, reason = choose(model, plan_of(model, Cell((Site("head", 0, 0),))))
     assert isinstance(engine, GenericEngine)

@@ -74,6 +74,12 @@ TABLE = (
     # places
     Bad("unknown site", PATCH, patch(site="residual"), ("argument 'site'", "'residual'", "resid_pre")),
     Bad("site this model lacks", PATCH, patch(site="mlp_out"), ("mlp_out",)),
+    Bad("not a place", "run_with_cache", {"model": TOY, "prompts": [GOOD], "sites": ["blocks.0.residual"]},
+        ("blocks.0.residual", "resid_post")),
+    Bad("place outside the model", "run_with_cache", {"model": TOY, "prompts": [GOOD], "sites": ["blocks.9.attn_out"]},
+        ("9", "0 to 1")),
+    Bad("prompt that is not there", "attention_patterns", {"model": TOY, "prompts": [GOOD], "prompt": 5}, ("5",)),
+    Bad("answer missing for a lens", LENS, {"model": TOY, "prompts": prompt(answer=None)}, ("answer",)),
     Bad("layer outside the model", PATCH, patch(layers=[7]), ("7", "0 to 1")),
     Bad("head outside the model", PATCH, patch(site="head", heads=["L1H99"]), ("head", "99", "0 to 3")),
     Bad("not a head", PATCH, patch(site="head", heads=["1.2"]), ("'1.2'", "L")),

@@ -1,8 +1,7 @@
 """Direct logit attribution: every term is what taking that part out of the final residual changes, norms frozen.
 
-The sum alone would pass with heads permuted among themselves, with a norm's weight in the wrong place as long as it is so
-everywhere, or with everything put down to one component. So each head is held against the model's own output matrix,
-called through a plain hook with that head's values in and out.
+The sum alone would pass with heads permuted among themselves, or with everything put down to one component. So each
+head is held against the plain model's own output matrix, called through a hook with that head's values in and out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from anatomist.errors import BadArguments, BadPrompts, BadSite, Cancelled, Parit
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction, random_toy, tiny
 from anatomist.model.loading import wrap_model
-from anatomist.model.protocol import Model, Norm
+from anatomist.model.protocol import Model, Norm, Run
 from anatomist.model.sites import Site, head_name
 from anatomist.prompts.given import inline_set
 from anatomist.prompts.make import make_prompts
@@ -113,8 +112,8 @@ def test_asked_the_other_way_round_every_term_changes_its_sign() -> None:
 
 
 def family(name: str) -> tuple[PreTrainedModel, Model]:
-    hf = FAMILIES[name]()
-    return hf, wrap_model(hf, None, name=name, backend="local")
+    """The plain model, and the same one (drawn again) behind the protocol: wrapping changes a model in place."""
+    return FAMILIES[name](), wrap_model(FAMILIES[name](), None, name=name, backend="local")
 
 
 @contextmanager
@@ -252,9 +251,9 @@ def test_batches_make_no_difference() -> None:
 
 
 def test_a_soft_cap_stands_after_the_sum() -> None:
-    hf = FAMILIES["gemma3"]()
-    hf.config.final_logit_softcapping = 1.5
-    model = wrap_model(hf, None, name="capped", backend="local")
+    hf, inner = FAMILIES["gemma3"](), FAMILIES["gemma3"]()
+    hf.config.final_logit_softcapping = inner.config.final_logit_softcapping = 1.5
+    model = wrap_model(inner, None, name="capped", backend="local")
     found = attribute(model, [{"clean": ids, "answer": a, "wrong": w} for ids, a, w in ROWS])
     with torch.no_grad():
         plain = [float(hf(torch.tensor([ids])).logits[0, -1] @ _one_hot(a, w)) for ids, a, w in ROWS]
@@ -307,17 +306,19 @@ def test_smollm2_adds_up_to_a_thousandth(smollm2: Model) -> None:
 class Broken(ToyModel):
     """A toy whose weights, as handed out, have two heads exchanged."""
 
-    @property
-    def weights(self) -> Any:
-        true = super().weights
-        return replace(true, blocks=tuple(replace(b, o=b.o.flip(0)) for b in true.blocks))
+    def __init__(self, true: ToyModel) -> None:
+        blocks = tuple(replace(b, o=b.o.flip(0)) for b in true.weights.blocks)
+        super().__init__(replace(true.weights, blocks=blocks), name="broken")
+        self.true = true
+
+    def run(self, *args: Any, **more: Any) -> Run:
+        return self.true.run(*args, **more)
 
 
 @pytest.mark.bad_input
 def test_weights_that_do_not_describe_the_model_are_an_error() -> None:
-    broken = Broken(random_toy().weights, name="broken")
-    with pytest.raises(ParityError, match="heads and bias of each layer add up.*not so"):
-        attribute(broken, [{"clean": "t1 t2 t3", "answer": "t4", "wrong": "t5"}])
+    with pytest.raises(ParityError, match=r"heads and bias of each layer add up.*not so"):
+        attribute(Broken(random_toy()), [{"clean": "t1 t2 t3", "answer": "t4", "wrong": "t5"}])
 
 
 @pytest.mark.bad_input

@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="anatomist-demo", description=__doc__)
     parser.add_argument("--report", type=Path, default=Path("report.html"), help="where the page is written")
     parser.add_argument("--workspace", type=Path, default=Path(".anatomist"), help="where the runs are kept")
-    parser.add_argument("--prompts", type=int, default=48, help="prompts in each part")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts in each part")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:

@@ -20,6 +20,7 @@ from .console import Caller
 MODEL = "smollm2-135m"
 TASK = "ioi"
 HEADS = 5
+CONTROLS = 39  # random sets: the smallest p is 1 / 40
 ROLES = ["IO", "S1", "S2", "END"]
 
 
@@ -48,18 +49,21 @@ async def investigate(caller: Caller, *, n: int, seed: int) -> Demo:
     model = await call("load_model", {"name": MODEL}, Loaded)
     prompts = await call("make_prompts", {"task": TASK, "model": MODEL, "n": n, "seed": seed}, PromptsMade)
     on = {"model": MODEL, "prompts": prompts.handle, "seed": seed, "response_format": "detailed"}
+    at = {"positions": ["END"]}  # where the answer is read: what a head writes elsewhere is another question
     check = await call("check_prompts", on, PromptCheck)
     lens = await call("logit_lens", on, LogitLensResult)
     direct = await call("direct_logit_attribution", on, DirectLogitAttributionResult)
     residual = await call("patch_activations", {**on, "positions": ROLES}, PatchingResult)
     one_prompt = await call("patch_activations", {**on, "prompts": _first(prompts)}, PatchingResult)
-    heads = await call("patch_activations", {**on, "site": "head", "direction": "noising"}, PatchingResult)
+    heads = await call("patch_activations", {**on, "site": "head", "direction": "noising", **at}, PatchingResult)
     chosen = necessary_heads(heads)
     attention = await call("attention_patterns", {**on, "heads": chosen}, AttentionPatternsResult)
     removed = tuple(
         [
             await call(
-                "ablate", {**on, "heads": chosen, "split": "held_out", "ablation": kind, "controls": 39}, AblationResult
+                "ablate",
+                {**on, **at, "heads": chosen, "split": "held_out", "ablation": kind, "controls": CONTROLS},
+                AblationResult,
             )
             for kind in ("mean", "resample")
         ]

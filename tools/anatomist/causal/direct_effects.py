@@ -92,7 +92,8 @@ def direct_effects(
         columns |= _layer(weights, layer, at, direction, layer in neuron_layers)
     if norm.bias is not None:
         columns[Term("final_norm bias", None)] = (norm.bias * contrast).sum(-1)
-    if weights.unembed_bias(answers) is not None:
+    every = weights.unembed_bias()
+    if every is not None and bool(every.any()):  # wrapping a model can add a bias of zeros, which is no component
         columns[Term("unembedding bias", None)] = _bias(weights, answers, final) - _bias(weights, wrongs, final)
     sides = (answers, wrongs)
     normed = at[Site("final_norm")]
@@ -234,8 +235,8 @@ def self_tests(effects: Effects, tolerance: float) -> tuple[SelfTest, ...]:
     for failed in (t for t in tests if not t.passed):
         raise ParityError(
             f"{failed.name}: not so, the gap is {failed.found:.3g} of the largest term where {tolerance:g} is allowed. "
-            "This model computes something that its weights here do not describe: load it with another backend, or "
-            "use ablate, which needs no weights."
+            "Load the model in float32 if it is not. Else it computes something that its weights here do not "
+            "describe: use ablate, which needs no weights."
         )
     return tuple(tests)
 

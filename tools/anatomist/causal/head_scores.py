@@ -17,7 +17,7 @@ from ..model.protocol import Model
 from ..model.sites import Site, check_site
 from ..model.tokens import Tokens
 from ..prompts.tasks.induction import SHORTEST, material
-from .attention_scores import TARGETS, ScoreName, on_targets, targets
+from .attention_scores import TARGETS, ScoreName, on_targets, targets, uniform
 from .circuits import embedding_to_unembedding, ov_core
 from .low_rank import eigenvalues, positive_share
 
@@ -34,6 +34,7 @@ class HeadScores(NamedTuple):
 
     attention: dict[ScoreName, ndarray]  # [seeds, L, H]
     copying: ndarray | None  # [L, H]; None where the weights of this architecture are not known
+    even: dict[ScoreName, float]  # of attention spread evenly over what a query sees
     row_sums: float  # largest distance from 1 of a query's summed weights
 
 
@@ -69,15 +70,16 @@ def score_heads(
     info = model.info
     check_site(Site("pattern", 0), info.shape)
     found = {name: np.zeros((len(sets), info.n_layers, info.n_heads)) for name in TARGETS}
+    even: dict[ScoreName, float] = {}
     worst = 0.0
     for number, tokens in enumerate(sets):
-        worst = max(worst, _add(found, number, model, tokens, budget_bytes, progress))
-    return HeadScores(found, copying_scores(model) if copying else None, worst)
+        worst = max(worst, _add(found, even, number, model, tokens, budget_bytes, progress))
+    return HeadScores(found, copying_scores(model) if copying else None, even, worst)
 
 
 def _add(
-    found: dict[ScoreName, ndarray], number: int, model: Model, tokens: Tokens, budget_bytes: int,
-    progress: Callable[[int], None],
+    found: dict[ScoreName, ndarray], even: dict[ScoreName, float], number: int, model: Model, tokens: Tokens,
+    budget_bytes: int, progress: Callable[[int], None],
 ) -> float:  # fmt: skip
     """Means over the rows of one set; returns how far a query's weights are from summing to 1."""
     sites = [Site("pattern", layer) for layer in range(model.info.n_layers)]
@@ -85,7 +87,10 @@ def _add(
     for rows in batches(model.info, tokens, sites, budget_bytes):
         batch = tokens.rows(rows)
         reads = model.run(batch, read=sites).reads
-        wanted = targets(batch, reads[sites[0]].float())
+        first = reads[sites[0]].float()
+        wanted = targets(batch, first)
+        for name, keys in wanted.items():  # every row repeats with the same period: any of them gives it
+            even[name] = float(on_targets(uniform(batch, first), keys)[0][0, 0])
         for layer, site in enumerate(sites):
             pattern = reads[site].float()
             worst = max(worst, float((pattern.sum(-1) - 1).abs().max()))
@@ -100,12 +105,12 @@ def copying_scores(model: Model) -> ndarray:
     import numpy as np
 
     info, norms = model.info, [model.weights.attention_norm(layer) for layer in range(model.info.n_layers)]
-    grams = {(n.kind, n.eps): embedding_to_unembedding(model, n) for n in {(n.kind, n.eps): n for n in norms}.values()}
+    different = {(norm.kind, norm.eps): norm for norm in norms}
+    grams = {kind: embedding_to_unembedding(model, norm) for kind, norm in different.items()}
     out = np.zeros((info.n_layers, info.n_heads))
     for layer, norm in enumerate(norms):
         gram = grams[norm.kind, norm.eps]
-        cores = np.stack([ov_core(model, layer, h, gram).double().cpu().numpy() for h in range(info.n_heads)])
-        out[layer] = positive_share(eigenvalues(cores))
+        out[layer] = [positive_share(eigenvalues(ov_core(model, layer, h, gram))) for h in range(info.n_heads)]
     return out
 
 
@@ -113,8 +118,10 @@ def twin_scores(
     model: Model, seed: int, make: Callable[[int], Model], sets: Sequence[Tokens], budget_bytes: int, *, copying: bool
 ) -> HeadScores:
     """The same scores of an untrained model of the same configuration; kept for the next call on one like it."""
-    key = (f"{model.info.configuration} {model.info.backend} {copying}", seed, tuple(r for t in sets for r in t.ids))
-    if model.info.configuration is None or key not in _scored:
+    info = model.info
+    what = f"{info.configuration} {info.dtype} {info.backend} {copying}"
+    key = (what, seed, tuple(row for tokens in sets for row in tokens.ids))
+    if info.configuration is None or key not in _scored:
         twin = make(seed)
         try:
             found = score_heads(twin, sets, budget_bytes, copying=copying)

@@ -109,8 +109,8 @@ def joint_in_words(joint: JointEffect, of: str) -> str:
 def few_controls(joint: Sequence[JointEffect]) -> tuple[str, ...]:
     """A warning where the random sets are too few for p to be small."""
     return tuple(
-        f"With {len(j.control_changes)} random sets p cannot be below {1 / (1 + len(j.control_changes)):.2g}: "
-        f"ask for at least {ENOUGH} controls."
+        f"With {len(j.control_changes)} random sets p cannot be below {1 / (1 + len(j.control_changes)):.2g}; "
+        f"{ENOUGH} or more allow .05 ({j.drawn})."
         for j in joint[:1]
         if j.p is not None and len(j.control_changes) < ENOUGH
     )

@@ -78,7 +78,7 @@ def own_ranks(m: Factors, rows: Sequence[int]) -> list[int]:
     return found
 
 
-def eigenvalues(core: Float[Tensor, "*more r r"] | ndarray) -> ndarray:
+def eigenvalues(core: Float[Tensor, "*more r r"]) -> ndarray:
     """Complex eigenvalues [.., r] of square matrices, largest magnitude first, in double precision."""
     import numpy as np
 

@@ -112,7 +112,7 @@ def sweep_cells(given: Given, s: Sizes, width: int, live: float) -> Cells:
     """The cells that arguments mean; `live` of `width` tokens are not shared with the other run."""
     a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
     units = a_layer.get(str(given.get("site")), 1)
-    named = [int(name[1:].partition("H")[0].partition("K")[0].partition("N")[0]) for name in _names(given.get("heads"))]
+    named = [_layer_of(name) for name in _names(given.get("heads"))]
     layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
     grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
     starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
@@ -123,6 +123,12 @@ def sweep_cells(given: Given, s: Sizes, width: int, live: float) -> Cells:
         return Cells(len(starts) + sets, blocks * live + joint)
     positions = len(_names(given.get("positions"))) or width
     return Cells(len(starts) * positions, blocks * positions * live**2 / (2 * width))
+
+
+def _layer_of(unit: str) -> int:
+    """The layer of `L23H3`; 0 for what is no unit's name, which the technique itself refuses with the right words."""
+    digits = unit[1:].partition("H")[0].partition("K")[0].partition("N")[0]
+    return int(digits) if unit.startswith("L") and digits.isdigit() else 0
 
 
 def _joint_sets(given: Given) -> int:

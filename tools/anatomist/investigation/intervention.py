@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 
 from ..result import Estimate
 from ..techniques.ablate import AblationResult
+from ..techniques.direct_logit_attribution import DirectLogitAttributionResult
 from ..techniques.patch_activations import PatchingResult
 from .bench import Bench, NotApplicable, Setting
 from .record import ClaimKind, Finding

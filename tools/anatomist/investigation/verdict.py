@@ -27,7 +27,7 @@ def verdict_of(checks: Sequence[Check]) -> tuple[VerdictName, tuple[str, ...]]:
     """The verdict and its reasons."""
     by_name: dict[CheckName, Check] = {c.name: c for c in checks}
     failed = [c for c in checks if c.outcome == "fail"]
-    missing = [n for n in REQUIRED if n not in by_name or by_name[n].outcome == "not_applicable"]
+    missing: list[CheckName] = [n for n in REQUIRED if n not in by_name or by_name[n].outcome == "not_applicable"]
     reasons = tuple(f"{c.name}: {c.reason}" for c in failed)
     if failed:
         return ("refuted" if _refutes(by_name) else "inconclusive"), reasons

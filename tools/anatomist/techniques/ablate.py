@@ -17,6 +17,7 @@ layers repair what is missing; zero also removes what a part says on every promp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -35,7 +36,7 @@ from ..causal.joint import (
 )
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
 from ..causal.neutral import NeutralLoss, neutral_loss
-from ..causal.replacements import cross_fitted_means, deranged, overall_means
+from ..causal.replacements import cross_fitted_means, deranged, overall_means, resampled
 from ..causal.units import LETTERS, chosen_layers, chosen_units
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Heatmap
@@ -48,7 +49,6 @@ from ..result import Result, SelfTest
 from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
 
 if TYPE_CHECKING:
-
     from ..model.sweep import SweepPlan
 
 TITLE = "Ablation"
@@ -177,9 +177,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
     n = len(chosen.singles.cells)
     effects = tuple(
-        metric_effects(
-            chosen.singles, name, UNITS[name], values[m, :n], base[m], None, clusters
-        )
+        metric_effects(chosen.singles, name, UNITS[name], values[m, :n], base[m], None, clusters)
         for m, name in enumerate(names)
     )
     found = stand_out(
@@ -225,14 +223,18 @@ def _plan(
             base=base, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="zero", seed=arguments.seed
         )
         return plan, "zeros", ()
+    sites = sorted({site.whole for cell in chosen.cells for site in cell.sites}, key=lambda s: s.layer or 0)
     if arguments.ablation == "resample":
-        source = base.rows(deranged(prompts, arguments.seed))
+        other = deranged(prompts, arguments.seed)
+        source = base.rows(other)
         plan = SweepPlan(
             base=base, source=source, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="resample",
             seed=arguments.seed,
         )  # fmt: skip
-        return plan, "activations of another prompt of the same template and length, drawn once by the seed", ()
-    sites = sorted({site.whole for cell in chosen.cells for site in cell.sites}, key=lambda s: s.layer or 0)
+        if source.lengths != base.lengths:
+            values, rows = resampled(model, prompts, sites, other, context.budget_bytes)
+            plan = replace(plan, source=None, values=values, value_rows=rows)
+        return plan, "activations of another prompt of the same template at matched positions, drawn by the seed", ()
     means = cross_fitted_means(model, prompts, sites, arguments.seed, context.budget_bytes)
     plan = SweepPlan(
         base=base, values=means.values, value_rows=means.value_rows, cells=chosen.cells, metrics=metrics,
@@ -240,8 +242,8 @@ def _plan(
     )  # fmt: skip
     few = (f"The smallest reference for a mean has {means.fewest} prompt(s): give more prompts of each template.",)
     written = (
-        "per position, the mean over the half of the prompts of the same template and length that shares no names "
-        f"with the prompt (at least {means.fewest})"
+        "per matched position, the mean over the half of the prompts of the same template that shares no names with "
+        f"the prompt (at least {means.fewest})"
     )
     return plan, written, few if means.fewest < FEW_REFERENCES else ()
 

@@ -24,6 +24,7 @@ from ..measures.statistics import Clusters
 from ..model.batches import batches, read_bytes
 from ..model.protocol import ModelInfo
 from ..model.sites import Site, check_site, head_name, parse_head
+from ..model.sweep_cost import row_bytes
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, encode
 from ..result import Estimate, Frozen, Grid, Result, grid
@@ -184,9 +185,10 @@ def _working_bytes(info: ModelInfo, tokens: Tokens) -> int:
 
 
 def _layer_groups(info: ModelInfo, tokens: Tokens, budget: int) -> list[list[Site]]:
-    """Layers that one pass reads: all of them, unless the patterns of one prompt would fill half of the memory."""
+    """Layers that one pass reads: all of them, unless the patterns of the longest prompt would not fit."""
     sites = [Site("pattern", layer) for layer in range(info.n_layers)]
-    at_once = max(1, budget // 2 // read_bytes(info, sites[0], tokens.width))
+    room = budget - row_bytes(info, tokens.width, None) - _working_bytes(info, tokens)
+    at_once = max(1, room // read_bytes(info, sites[0], tokens.width))
     return [sites[i : i + at_once] for i in range(0, len(sites), at_once)]
 
 
@@ -250,7 +252,8 @@ def _layer_by_head(found: Scored, name: ScoreName) -> Grid:
 def _summary(
     heads: tuple[HeadScores, ...], baseline: dict[str, float], n: int, arguments: Arguments, named: bool
 ) -> str:
-    told = "; ".join(f"{h.head}: {_strongest(h, baseline)}, at the last token {', '.join(h.looks_at)}" for h in heads)
+    by = None if named else arguments.rank_by
+    told = "; ".join(f"{h.head}: {_kinds(h, baseline, by)}, at the last token {', '.join(h.looks_at)}" for h in heads)
     how = "" if named else f", chosen by {arguments.rank_by}"
     return (
         f"Heads on {n} prompts ({arguments.side} side{how}). {told}. Weights say where a head looks, not what it moves "
@@ -258,13 +261,13 @@ def _summary(
     )
 
 
-def _strongest(head: HeadScores, baseline: dict[str, float]) -> str:
-    """The score furthest above uniform attention."""
-    kinds = {name: e.mean - baseline[name] for name, e in head.scores.items() if name != "entropy"}
-    if not kinds:
+def _kinds(head: HeadScores, baseline: dict[str, float], ranked: str | None) -> str:
+    """The score that chose the head, and the one furthest above uniform attention."""
+    above = {name: e.mean - baseline[name] for name, e in head.scores.items() if name != "entropy"}
+    if not above:
         return "no score is defined"
-    name = max(kinds, key=lambda k: kinds[k])
-    return f"{name} {head.scores[name].mean:.2f} (uniform {baseline[name]:.2f})"
+    shown = dict.fromkeys(name for name in (ranked, max(above, key=lambda k: above[k])) if name is not None)
+    return ", ".join(f"{name} {head.scores[name].mean:.2f} (uniform {baseline[name]:.2f})" for name in shown)
 
 
 def _warnings(defined: dict[str, int], prompts: EncodedPrompts) -> tuple[str, ...]:
