@@ -156,4 +156,4 @@ def _difference(a: Timing, b: Timing) -> float | None:
     if not pairs:
         return None
     mine, theirs = (torch.tensor(index) for index in zip(*pairs, strict=True))
-    return float((a.values[mine] - b.values[theirs]).abs().max())
+    return float((a.values[mine] - b.values[theirs]).detach().abs().max())

@@ -116,7 +116,7 @@ def test_good_arguments_become_the_techniques_own(entry: Entry) -> None:
     ("arguments", "told"),
     [
         ({"model": "m", "prompts": "p", "modle": "x"}, "unknown argument 'modle'. Did you mean 'model'?"),
-        ({"model": "m"}, "argument 'prompts' is missing (Handle from make_prompts, or a list of prompts inline)"),
+        ({"model": "m"}, "argument 'prompts' is missing (Handle, .jsonl file, or list of"),
         ({"model": "m", "prompts": "p", "layer": 7}, "argument 'layer' is 7: input should be less than or equal to 1"),
         ({"model": "m", "prompts": "p", "layer": "x"}, "argument 'layer' is 'x': input should be a valid integer"),
         ({"model": "m", "prompts": "p", "ends": "badly"}, "argument 'ends' is 'badly': input should be 'well',"),
@@ -134,7 +134,7 @@ def test_bad_arguments_are_told_what_and_what_is_allowed(
     text = str(caught.value)
     assert told in text
     assert text.endswith("Next: describe_technique(name='count_tokens') shows each.")
-    assert "It takes: model, seed, prompts, split, bos, layer, ends." in text
+    assert "It takes: model, seed, investigation, prompts, split, bos, layer, ends." in text
 
 
 @pytest.mark.bad_input

@@ -176,6 +176,18 @@ def test_the_same_numbers_come_from_a_budget_that_allows_only_a_few_cells_at_onc
     torch.testing.assert_close(small.values, whole.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_half_precision_differs_from_whole_forward_passes_by_rounding_alone(family: str) -> None:
+    """Both round to bfloat16 (8 bits) on the way: close to each other as each is to single precision, on average."""
+    half = anatomy_of(ALL[family]().to(torch.bfloat16))
+    sweep = plan(cells_of(family, "resid_pre") + cells_of(family, "head"))
+    found = FastEngine(half).measure(sweep, lambda *_: None, PLENTY)
+    plain, single = bare_hooks.measure(half, sweep), bare_hooks.measure(anatomy(family), sweep)
+    assert found.values.dtype == torch.float32
+    assert (found.values - plain).abs().mean() < 1.5 * (plain - single).abs().mean()
+    assert (found.values - plain).abs().mean() < 0.05 * single.std()
+
+
 @pytest.mark.bad_input
 def test_a_budget_below_one_cell_is_refused_with_the_figures() -> None:
     with pytest.raises(WouldNotFit, match=r"needs .* MiB for its own runs and one cell"):

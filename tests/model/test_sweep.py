@@ -284,7 +284,8 @@ def test_the_identities_of_patching_hold(model: Model, tiny_llama: LocalModel) -
         tests = [into_itself(each, plan, BUDGET), *between_runs(each, plan, BUDGET)]
         assert len(tests) == 5
         assert all(test.passed for test in tests), tests
-        assert "45 places written" in tests[0].name  # three cells at 15 positions
+        assert "45 places" in tests[0].name  # three cells at 15 positions
+        assert ("counted as written" in tests[0].name) == (each is model)  # only the generic path counts
 
 
 def test_the_identities_find_a_sweep_that_changes_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,9 @@ def score_heads(
 
     info = model.info
     check_site(Site("pattern", 0), info.shape)
-    found = {name: np.zeros((len(sets), info.n_layers, info.n_heads)) for name in TARGETS}
+    found: dict[ScoreName, ndarray] = {
+        name: np.zeros((len(sets), info.n_layers, info.n_heads)) for name in TARGETS
+    }
     even: dict[ScoreName, float] = {}
     worst = 0.0
     for number, tokens in enumerate(sets):

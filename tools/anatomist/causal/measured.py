@@ -32,7 +32,9 @@ class SweepCost(Frozen):
     path: str = Field(description="'generic' (whole forward passes), 'fast', or 'fast+shared-prefix'.")
     reason: str = Field(description="Why this path.")
     cells: int = Field(description="Cells, each on every prompt.")
-    places_written: int = Field(description="(row, position) places that the edits of all cells write.")
+    places_written: int = Field(
+        description="(row, position) places of all edits: counted on the generic path, scheduled on the fast one."
+    )
     seconds: float = Field(description="Wall-clock seconds of the sweep.")
     estimated_flops: float = Field(description="Estimate made before: a whole forward pass for each cell and prompt.")
     flops: float = Field(description="Floating-point operations counted while running.")

@@ -1,8 +1,8 @@
 """Estimates beside the exact values they stand for: correlation, signs, and what was scored about 0 but is not.
 
 The k largest estimates are re-checked, a random sample of the rest (which shows what the estimates miss), and whatever
-the caller has reason to doubt. Sign and misses are judged only where the exact value is of some size: at least a tenth
-of the largest that was re-checked.
+the caller has reason to doubt. Agreement of signs and misses are judged where the exact value is of some size: at least
+a tenth of the largest that was re-checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ..figures import Scatter
-from ..measures.statistics import Clusters
+from ..measures.statistics import Clusters, Intervals
 from ..result import Estimate, Frozen
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class Recheck(Frozen):
         description="Share with the same sign, of those whose exact value is at least a tenth of the largest; about 0 "
         "does not agree."
     )
-    wrong_sign: tuple[str, ...] = Field(description="Those of that size whose estimate has the wrong sign.")
+    wrong_sign: tuple[str, ...] = Field(
+        description="Estimate of the wrong sign: exact interval without 0, at least a hundredth of the largest."
+    )
     missed: tuple[str, ...] = Field(
         description="Those of that size whose estimate is under a hundredth of the largest exact value: scored about 0."
     )
@@ -79,14 +81,19 @@ def compared(
     largest = max((abs(x) for x in means), default=0.0)
     sized = [j for j, x in enumerate(means) if largest > REAL and abs(x) >= OF_SIZE * largest]
     missed = [j for j in sized if abs(guesses[j]) < ABOUT_ZERO * largest]
-    wrong = [j for j in sized if guesses[j] * means[j] < 0 and j not in missed]
+    intervals = clusters.means(exact.T)
+    sure = range(len(means)) if intervals.low is None else [j for j in range(len(means)) if _sure(intervals, j)]
+    least = OF_SIZE if intervals.low is None else ABOUT_ZERO
+    wrong = [j for j in sure if abs(means[j]) >= max(least * largest, REAL) and guesses[j] * means[j] < 0]
+    wrong = [j for j in wrong if j not in missed]
+    disagree = {*missed, *wrong} & set(sized)
     index, why = list(chosen), list(chosen.values())
     at_random = [j for j, reason in enumerate(why) if reason == "random"]
     order = sorted(range(len(index)), key=lambda j: -abs(means[j]))
     return Recheck(
         cells=tuple(
             Rechecked(
-                name=names[index[j]], chosen=why[j], estimate=guesses[j], exact=clusters.means(exact[j]).estimate()
+                name=names[index[j]], chosen=why[j], estimate=guesses[j], exact=intervals.estimate(j)
             )
             for j in order[:LISTED]
         ),
@@ -94,11 +101,18 @@ def compared(
         of=len(names),
         pearson=pearson(guesses, means),
         pearson_random=pearson([guesses[j] for j in at_random], [means[j] for j in at_random]),
-        sign_agreement=1 - len(wrong + missed) / len(sized) if sized else None,
+        sign_agreement=1 - len(disagree) / len(sized) if sized else None,
         wrong_sign=tuple(names[index[j]] for j in sorted(wrong, key=lambda j: -abs(means[j]))),
         missed=tuple(names[index[j]] for j in sorted(missed, key=lambda j: -abs(means[j]))),
         auroc=auroc([abs(g) for g in guesses], [abs(x) > REAL for x in means]),
     )
+
+
+def _sure(intervals: Intervals, j: int) -> bool:
+    """Whether the interval of an exact value leaves out 0."""
+    assert intervals.low is not None
+    assert intervals.high is not None
+    return not intervals.low[j] <= 0 <= intervals.high[j]
 
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -130,7 +144,9 @@ def doubts(found: Recheck) -> tuple[str, ...]:
     """Warnings: wrong signs and misses by name, and a rank that hides them."""
     warnings: list[str] = []
     if found.wrong_sign:
-        warnings.append(f"The estimate has the WRONG SIGN for {_some(found.wrong_sign)}; use their exact values.")
+        values = {c.name: f" (exact {c.exact.mean:+.2g}, estimated {c.estimate:+.2g})" for c in found.cells}
+        named = [f"{name}{values.get(name, '')}" for name in found.wrong_sign]
+        warnings.append(f"The estimate has the WRONG SIGN for {_some(named)}; use the exact values.")
     if found.missed:
         ranked = "" if found.auroc is None or found.auroc < 1 else (
             " The ranking alone hides this: AUROC is 1.000, for tiny numbers still rank above exact zeros."

@@ -33,7 +33,7 @@ class Setting:
     controls: int = 39  # random sets: the smallest p is 1 / 40
     seeds: int = 3
     seed: int = 0
-    level: float = 0.05  # of each test, divided by the attempts made
+    level: float = 0.05  # of all attempts at one claim together
 
 
 class NotApplicable(AnatomistError):

@@ -5,6 +5,7 @@ No check takes a number from the caller. Thresholds were written with the hypoth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,6 +17,8 @@ from .record import Check, CheckName, Finding, Hypothesis, Investigation
 
 SECOND: Mapping[str, str] = {"mean": "resample", "resample": "mean", "zero": "resample"}
 MIRROR: Mapping[str, str] = {"necessary": "sufficient", "sufficient": "necessary", "mediating": "sufficient"}
+MOST_CONTROLS = 999
+LEAST_PART = 0.05  # of the set's effect: what a part must add to it that does nothing detectable alone
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,17 @@ class Case:
 
     @property
     def alpha(self) -> float:
-        """Level of each test: repeated attempts at one finding share it (Bonferroni, the first step of Holm)."""
-        return self.setting.level / self.attempt
+        """Level of this attempt: level / (k (k + 1)) at the k-th, which over all attempts ever made add up to level.
+
+        How many attempts will follow is not known at the first, so that Holm's steps cannot be taken; this cannot fall
+        short of them.
+        """
+        return self.setting.level / (self.attempt * (self.attempt + 1))
+
+    @property
+    def controls(self) -> int:
+        """Random sets to draw: as many as asked for, and enough that p can reach the level."""
+        return min(MOST_CONTROLS, max(self.setting.controls, math.ceil(1 / self.alpha - 1e-9) - 1))
 
 
 def baseline(case: Case) -> Check:
@@ -61,22 +73,39 @@ def causal(case: Case) -> Check:
 
 
 def specific(case: Case) -> Check:
-    """The set does more than equal-size random sets of the same layers."""
-    effect = measure(
-        case.bench, case.finding, case.where("held_out"), case.setting, controls=case.setting.controls
-    )
+    """The set does more than equal-size random sets of the same layers, and no part of it is idle."""
+    where = case.where("held_out")
+    effect = measure(case.bench, case.finding, where, case.setting, controls=case.controls)
     if effect.p is None:
         raise NotApplicable(f"no random sets could be drawn: {effect.drawn}.")
     strongest = max(effect.controls)
-    few = 1 / (1 + len(effect.controls)) > case.alpha
-    passed = effect.share > strongest if few else effect.p <= case.alpha
-    how = "all alternatives weaker" if few else f"p = {effect.p:.3g}, level {case.alpha:.3g}"
+    all_there_are = len(effect.controls) < case.controls and 1 / (1 + len(effect.controls)) > case.alpha
+    beats = effect.share > strongest if all_there_are else effect.p <= case.alpha * (1 + 1e-9)
+    how = "all alternatives weaker" if all_there_are else f"p = {effect.p:.3g}, level {case.alpha:.3g}"
+    idle, runs = _idle(case, where, effect) if beats else ((), ())
     reason = (
         f"share {effect.share:.2f} against {len(effect.controls)} random sets of {len(case.finding.components)} "
-        f"({effect.drawn}): at most {strongest:.2f}; {how}: {'met' if passed else 'not met'}."
+        f"({effect.drawn}): at most {strongest:.2f}; {how}: {'met' if beats else 'not met'}."
     )
+    if idle:
+        reason += f" {', '.join(idle)} do nothing alone and add nothing to the rest: claim the set without them."
     figures = {"share": effect.share, "p": effect.p, "strongest_control": strongest, "controls": len(effect.controls)}
-    return _check("specific", passed, reason, figures, effect.run)
+    return _check("specific", beats and not idle, reason, figures, effect.run, *runs)
+
+
+def _idle(case: Case, where: Where, effect: Effect) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Parts whose own effect is not above 0 and without which the rest do as much; and the runs that show it.
+
+    Serial parts show alone, redundant ones only when the others are gone too: a part may earn its place either way.
+    """
+    idle, runs = [], []
+    for part in effect.nothing_alone:
+        rest = tuple(c for c in case.finding.components if c != part)
+        without = measure(case.bench, case.finding.model_copy(update={"components": rest}), where, case.setting)
+        runs.append(without.run)
+        if effect.share - without.share < LEAST_PART * abs(effect.share):
+            idle.append(part)
+    return tuple(idle), tuple(runs)
 
 
 def held_out(case: Case) -> Check:

@@ -14,6 +14,8 @@ denoising, serial ones under noising (Heimersheim & Nanda, arXiv 2404.15255): he
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from ..result import Estimate
@@ -36,6 +38,7 @@ class Effect(NamedTuple):
     controls: tuple[float, ...]  # shares of the random sets
     drawn: str
     run: str
+    nothing_alone: tuple[str, ...] = ()  # parts of a set whose own effect is not above 0
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
@@ -71,14 +74,14 @@ def measure(
     if which == "necessary":
         result, run = bench.technique("ablate", {**arguments, "ablation": ablation or finding.ablation})
         removed = cast(AblationResult, result)
-        return _share(removed, run, base=removed.effects[0].base.mean, sign=-sign)
+        return _share(removed, run, finding.components, base=removed.effects[0].base.mean, sign=-sign)
     if which in ("sufficient", "mediating"):
         direction = "denoising" if which == "sufficient" else "noising"
         result, run = bench.technique("patch_activations", {**arguments, "direction": direction})
         patched = cast(PatchingResult, result)
         first = patched.effects[0]
         assert first.other is not None
-        return _share(patched, run, base=first.other.mean - first.base.mean, sign=sign)
+        return _share(patched, run, finding.components, base=first.other.mean - first.base.mean, sign=sign)
     raise NotApplicable(f"a claim of kind {which!r} has no causal intervention; it can be supported, not validated.")
 
 
@@ -101,7 +104,9 @@ def components(finding: Finding) -> tuple[str, dict[str, object]]:
     return kinds.pop(), {"layers": [int(parts[1]) for parts in sites]}
 
 
-def _share(result: AblationResult | PatchingResult, run: str, *, base: float, sign: float) -> Effect:
+def _share(
+    result: AblationResult | PatchingResult, run: str, named: Sequence[str], *, base: float, sign: float
+) -> Effect:
     """The joint change over `base`, so that what was claimed is positive."""
     joint = result.joint[0]
     scale = sign / base if base else float("nan")
@@ -118,7 +123,19 @@ def _share(result: AblationResult | PatchingResult, run: str, *, base: float, si
         controls=controls,
         drawn=joint.drawn,
         run=run,
+        nothing_alone=_nothing_alone(result, named, scale) if len(named) > 1 else (),
     )
+
+
+def _nothing_alone(result: AblationResult | PatchingResult, named: Sequence[str], scale: float) -> tuple[str, ...]:
+    """Components whose own change, in the claimed direction, has an interval that is not above 0."""
+    first = result.effects[0]
+    if first.low is None or first.high is None or first.low.values is None or first.high.values is None:
+        return ()
+    ends = zip(first.low.values, first.high.values, strict=True)
+    lows = [min(scale * low, scale * high) for low, high in ends if low is not None and high is not None]
+    in_order = sorted(named, key=lambda name: tuple(map(int, re.findall(r"\d+", name))))  # as grids are laid out
+    return tuple(name for name, low in zip(in_order, lows, strict=True) if not low > 0)
 
 
 def _direct(bench: Bench, finding: Finding, common: dict[str, object]) -> Effect:

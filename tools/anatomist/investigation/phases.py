@@ -33,7 +33,7 @@ NEEDS: tuple[Need, ...] = (
     (3, "a causal run, not attribution alone", "patch_activations", lambda i: any(map(_is_causal, i.runs))),
     (4, "a finding that rests on runs", "record_finding", lambda i: bool(i.findings)),
     (4, "a decision logged with its reason", "log_decision", lambda i: bool(i.decisions)),
-    (5, "every finding checked", "validate_finding", lambda i: bool(i.findings) and all(map(i.attempts, _ids(i)))),
+    (5, "every finding checked", "validate_finding", lambda i: _all_checked(i)),
 )
 
 
@@ -60,5 +60,5 @@ def _ran(state: Investigation, technique: str) -> bool:
     return any(r.technique == technique for r in state.runs)
 
 
-def _ids(state: Investigation) -> list[str]:
-    return [f.id for f in state.findings]
+def _all_checked(state: Investigation) -> bool:
+    return bool(state.findings) and all(state.last_verdict(f.id) for f in state.findings)

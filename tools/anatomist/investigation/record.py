@@ -94,6 +94,10 @@ class Finding(Event):
     task_specific: bool = Field(default=False, description="Whether it claims that other text is left alone.")
     searched: int = Field(ge=1, description="How many components were looked at before these were chosen.")
 
+    def claims_as(self, other: Finding) -> bool:
+        """Whether both claim the same of the same components, however it is worded."""
+        return (self.kind, set(self.components)) == (other.kind, set(other.components))
+
 
 class Check(Frozen):
     """One check of a finding, run by the tool."""
@@ -110,7 +114,7 @@ class Verdict(Event):
 
     event: Literal["verdict"] = "verdict"
     finding: str
-    attempt: int = Field(ge=1, description="Repeated attempts are corrected for (Holm).")
+    attempt: int = Field(ge=1, description="Which attempt at this claim; each has a smaller level.")
     verdict: VerdictName
     reasons: tuple[str, ...]
     wording: str = Field(description="The claim as the evidence allows it to be worded.")
@@ -144,8 +148,10 @@ class Investigation(Frozen):
     def last_verdict(self, finding_id: str) -> Verdict | None:
         return next((v for v in reversed(self.verdicts) if v.finding == finding_id), None)
 
-    def attempts(self, finding_id: str) -> int:
-        return sum(v.finding == finding_id for v in self.verdicts)
+    def attempts(self, finding: Finding) -> int:
+        """How often this claim was checked, also where the same was recorded again under another id."""
+        same = {f.id for f in self.findings if f.claims_as(finding)}
+        return sum(v.finding in same for v in self.verdicts)
 
 
 def add_up(investigation_id: str, events: list[AnyEvent]) -> Investigation:

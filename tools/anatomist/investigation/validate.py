@@ -25,7 +25,7 @@ def validate(
     """
     state = ledger.get(investigation)
     finding, hypothesis = _found(state, finding_id)
-    attempt = state.attempts(finding_id) + 1
+    attempt = state.attempts(finding) + 1
     setting = _fresh(setting, investigation, finding_id, attempt)
     task, model = state.opened.task, state.opened.model
     prompts = bench.fresh_prompts(task, model, setting.n, setting.seed) if task else None

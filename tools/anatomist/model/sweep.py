@@ -56,7 +56,7 @@ class SweepResult:
     values: Float[Tensor, "M C B"]
     base_values: Float[Tensor, "M B"]
     source_values: Float[Tensor, "M B"] | None
-    fired: tuple[int, ...]  # per cell: (row, position) places written, checked against what the cell asks for
+    fired: tuple[int, ...]  # per cell: places written; counted by the generic path, scheduled by the fast one
     path: Path
     reason: str
     work: Work

@@ -156,7 +156,7 @@ class Measured:
     values: Float[Tensor, "M C B"]
     base_values: Float[Tensor, "M B"]
     source_values: Float[Tensor, "M B"] | None  # None when the plan has no source
-    fired: tuple[int, ...]  # per cell: places written, over all rows; places skipped by the shared prefix count too
+    fired: tuple[int, ...]  # per cell: places written, over all rows, those skipped by the shared prefix included
     work: Work
     shared_prefix: bool = False  # whether rows and positions before the first difference were skipped
 

@@ -78,9 +78,15 @@ def _check(state: Investigation, arguments: Arguments) -> None:
                 f"run in investigation {state.id}", run_id, made,
                 "Evidence is a run made in this investigation: pass investigation= to the technique.",
             )  # fmt: skip
-    if state.hypothesis(arguments.hypothesis) is None:
+    hypothesis = state.hypothesis(arguments.hypothesis)
+    if hypothesis is None:
         written = [h.id for h in state.hypotheses]
         raise UnknownName.of("hypothesis", arguments.hypothesis, written, "Call add_hypothesis.")
+    if hypothesis.components and set(hypothesis.components) != set(arguments.components):
+        raise BadArguments(
+            f"{hypothesis.id} predicts what {', '.join(hypothesis.components)} do, the claim is about "
+            f"{', '.join(arguments.components)}: write the prediction for these with add_hypothesis first."
+        )
     if arguments.kind in ("necessary", "sufficient", "mediating") and not any(
         made[r].technique in CAUSAL for r in arguments.runs
     ):

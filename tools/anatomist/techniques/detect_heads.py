@@ -3,10 +3,10 @@
 Idea: on a run of random tokens given twice, what a head attends to shows its kind and nothing else. Five numbers per
 head, over several seeds, beside those of an untrained model of the same configuration and of uniform attention.
 
-Source: Elhage et al. 2021, https://transformer-circuits.pub/2021/framework (previous-token and copying heads); Olsson et
-al., arXiv 2209.11895 (induction: attention to the token after the current one's earlier occurrence); Xiao et al., arXiv
-2309.17453 (attention sinks: weight on the first token). Formulas: `causal/attention_scores.py`. Copying = sum of the
-OV circuit's eigenvalues / sum of their magnitudes, over the whole vocabulary, weights alone.
+Source: Elhage et al. 2021, https://transformer-circuits.pub/2021/framework (previous-token and copying heads); Olsson
+et al., arXiv 2209.11895 (induction: attention to the token after the current one's earlier occurrence); Xiao et al.,
+arXiv 2309.17453 (attention sinks: weight on the first token). Formulas: `causal/attention_scores.py`. Copying = sum of
+the OV circuit's eigenvalues / sum of their magnitudes, over the whole vocabulary, weights alone.
 
 Does not show: that the model uses a head, or what it does on text. A score is a description; patch or ablate the head.
 """
@@ -43,7 +43,7 @@ QUESTIONS = (
 )
 Kind = Literal["previous_token", "induction", "duplicate_token", "first_token", "copying"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-UNITS: dict[Kind, str] = {kind: "attention weight" for kind in KINDS} | {"copying": "share of eigenvalues"}
+MOST_NAMED = 20  # heads listed by name per kind
 SEEDS_AGREE = 0.02  # a standard deviation over seeds above this is warned of
 
 
@@ -51,7 +51,7 @@ class Arguments(Common):
     """Arguments of detect_heads."""
 
     seeds: int = Field(default=3, ge=2, le=20, description="Sets of random tokens, from `seed` on.")
-    rows: int = Field(default=8, ge=1, le=256, description="Rows of random tokens a seed.")
+    rows: int = Field(default=24, ge=1, le=256, description="Rows of random tokens a seed.")
     length: int = Field(default=50, ge=4, le=512, description="Tokens in a row's first copy; cut to what fits.")
     null_models: int = Field(default=1, ge=0, le=5, description="Untrained models of the same configuration to score.")
     minimum: float = Field(
@@ -89,6 +89,7 @@ class KindScores(Frozen):
     uniform: float | None = Field(description="The score of evenly spread attention; absent for copying.")
     null: NullScores | None = Field(description="Untrained models of the same configuration; absent where none ran.")
     above_null: int | None = Field(description="Heads whose lowest seed is above every untrained head.")
+    named: int = Field(description="Heads above `minimum` and the null.")
     largest_sd: float = Field(description="Largest standard deviation over seeds of any head.")
     top: tuple[TopHead, ...] = Field(description="The highest heads, best first.")
 
@@ -97,7 +98,9 @@ class DetectHeadsResult(Result):
     """Scores of all heads by kind."""
 
     kinds: tuple[KindScores, ...] = Field(description="One per kind.")
-    named: dict[Kind, tuple[str, ...]] = Field(description="Heads above `minimum` and the null, by kind, best first.")
+    named: dict[Kind, tuple[str, ...]] = Field(
+        description="Heads above `minimum` and the null, best first, at most 20 a kind; `named` of a kind counts all."
+    )
     tokens: str = Field(description="What the heads were scored on.")
     self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model.")
 
@@ -111,7 +114,7 @@ class Found(NamedTuple):
 
 
 def run(context: Context, arguments: Arguments) -> DetectHeadsResult:
-    """Score every head of the model and of its untrained twins on the same tokens.
+    """Score every head of the model, and of its untrained twins on the first seed's tokens.
 
     Raises:
         BadSite: this backend cannot give patterns.
@@ -123,7 +126,7 @@ def run(context: Context, arguments: Arguments) -> DetectHeadsResult:
     sets = repeated_tokens(model, seeds, arguments.rows, arguments.length, arguments.bos)
     copying, reason = _has_weights(model)
     twins, no_null = _twins(context, arguments)
-    total, done = arguments.rows * arguments.seeds * (1 + len(twins)), 0
+    total, done = arguments.rows * (arguments.seeds + len(twins)), 0
 
     def progress(rows: int) -> None:
         nonlocal done
@@ -134,8 +137,8 @@ def run(context: Context, arguments: Arguments) -> DetectHeadsResult:
     nulls: list[HeadScores] = []
     for seed in twins:
         assert context.random_twin is not None
-        nulls.append(twin_scores(model, seed, context.random_twin, sets, context.budget_bytes, copying=copying))
-        progress(arguments.rows * arguments.seeds)
+        nulls.append(twin_scores(model, seed, context.random_twin, sets[:1], context.budget_bytes, copying=copying))
+        progress(arguments.rows)
     found = _by_kind(own, nulls)
     kinds = tuple(_kind_scores(kind, f, arguments) for kind, f in found.items())
     tests = (_sums_to_one(own), *((_core_agrees(model, own),) if copying else ()))
@@ -228,14 +231,19 @@ def _kind_scores(kind: Kind, found: Found, arguments: Arguments) -> KindScores:
     )  # fmt: skip
     return KindScores(
         kind=kind,
-        mean=grid(f"{kind} score", UNITS[kind], axes, map(float, mean.flat)),
-        sd=grid(f"{kind} score, standard deviation over seeds", UNITS[kind], axes, map(float, sd.flat)),
+        mean=grid(f"{kind} score", _unit(kind), axes, map(float, mean.flat)),
+        sd=grid(f"{kind} score, standard deviation over seeds", _unit(kind), axes, map(float, sd.flat)),
         uniform=found.uniform,
         null=null,
         above_null=None if null is None else int((low > null.largest).sum()),
+        named=int((low > level).sum()),
         largest_sd=float(sd.max()),
         top=top,
     )
+
+
+def _unit(kind: Kind) -> str:
+    return "share of eigenvalues" if kind == "copying" else "attention weight"
 
 
 def _mean(values: ndarray) -> ndarray:
@@ -251,7 +259,7 @@ def _sd(values: ndarray) -> ndarray:
 
 
 def _null(values: ndarray) -> NullScores:
-    """Seeds of tokens are averaged first where there are several: [sets or models, L, H]."""
+    """Over all heads of all untrained models, [models, L, H]."""
     return NullScores(
         heads=values.size, mean=float(values.mean()), sd=float(values.std()), largest=float(values.max())
     )
@@ -266,7 +274,8 @@ def _level(found: Found, arguments: Arguments) -> float:
 def _named(found: Found, arguments: Arguments) -> tuple[str, ...]:
     low, mean = _lowest(found.values), _mean(found.values)
     above = [i for i in range(low.size) if low.flat[i] > _level(found, arguments)]
-    return tuple(head_name(*divmod(i, low.shape[1])) for i in sorted(above, key=lambda i: -mean.flat[i]))
+    best = sorted(above, key=lambda i: -mean.flat[i])[:MOST_NAMED]
+    return tuple(head_name(*divmod(i, low.shape[1])) for i in best)
 
 
 def _sums_to_one(own: HeadScores) -> SelfTest:
@@ -293,12 +302,10 @@ def _summary(kinds: Sequence[KindScores], arguments: Arguments, null: bool) -> s
     parts = []
     for k in kinds:
         best = k.top[0]
-        n = sum(t.named for t in k.top)
-        more = "" if n < len(k.top) else " or more"
-        parts.append(f"{k.kind.replace('_', ' ')}: {best.head} {best.score:.2f} ({n}{more} {beyond})")
+        parts.append(f"{k.kind.replace('_', ' ')}: {best.head} {best.score:.2f} ({k.named} {beyond})")
         beyond = "so"
     return (
-        "Highest on random tokens given twice: " + "; ".join(parts) + ". Scores describe attention and weights; whether "
+        f"Highest on random tokens given twice: {'; '.join(parts)}. Scores describe attention and weights; whether "
         "the model uses a head needs patching or ablation."
     )
 
@@ -311,5 +318,5 @@ def _warnings(kinds: Sequence[KindScores], sets: Sequence[Tokens], arguments: Ar
     ]
     length = (sets[0].width - sets[0].bos) // 2
     if length < arguments.length:
-        found.append(f"Runs were cut to {length} tokens, all that fit; even attention gives higher scores on short runs.")
+        found.append(f"Runs were cut to {length} tokens, all that fit; on short runs even attention scores higher.")
     return tuple(found)

@@ -57,8 +57,8 @@ class NNsightModel:
         """
         hf_model.eval().set_attn_implementation("eager")
         hf_model.requires_grad_(False)
-        anatomy, self._no_weights = try_anatomy(hf_model)
-        self._weights = None if anatomy is None else HFWeights(anatomy)
+        self.anatomy, self._no_weights = try_anatomy(hf_model)
+        self._weights = None if self.anatomy is None else HFWeights(self.anatomy)
         self.info: ModelInfo = describe(
             hf_model, tokenizer, name=name, source=source or name, backend="nnsight", sites=KINDS,
             load_seconds=load_seconds, revision=revision,
@@ -67,7 +67,7 @@ class NNsightModel:
         self._hf: PreTrainedModel | None = hf_model
         self._keeps_positions = "logits_to_keep" in inspect.signature(hf_model.forward).parameters
         self._traced = _standardized(hf_model, tokenizer)
-        self._places = Places(self._traced, anatomy, eager=self.info.attention == "eager")
+        self._places = Places(self._traced, self.anatomy, eager=self.info.attention == "eager")
         self._declare(self._places.kinds)
         cap = getattr(hf_model.config, "attn_logit_softcapping", None)
         self._declare(proven_kinds(self, () if cap is None else (cap,)))
@@ -132,7 +132,7 @@ class NNsightModel:
 
     def close(self) -> None:
         """Free the weights."""
-        self._hf = self._weights = None
+        self._hf = self._weights = self.anatomy = None
         self._no_weights = f"{self.info.name} was closed; load it again."
         del self._traced, self._places
         gc.collect()

@@ -17,6 +17,7 @@ from .walk import attention_bytes
 # of the speed (measured with 6, 12 and 49 thousand). A chunk is cut there even where the budget would allow more, but
 # not so short that the rows' own runs, computed anew in each chunk, weigh more than a fiftieth.
 ENOUGH_TOKENS = 6_656
+ENOUGH_FLOPS = 1e11  # of one layer, about a second on a few cores: between layers a sweep can be cancelled
 ENOUGH_RUNS = 48
 MANY_TOKENS = 131_072  # on an accelerator, whose memory has no such knee
 ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
@@ -56,9 +57,18 @@ def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
     logits = fixed + rows * result
     each = token_bytes(anatomy)
     runs = width * (1 if plan.source is None else 2)
-    most = max(ENOUGH_TOKENS, ENOUGH_RUNS * runs) if anatomy.reference.is_cpu else MANY_TOKENS
+    enough = min(ENOUGH_TOKENS, int(ENOUGH_FLOPS // token_flops(anatomy)))
+    most = max(enough, ENOUGH_RUNS * runs) if anatomy.reference.is_cpu else MANY_TOKENS
     tokens = min(most, (budget_bytes - attention - logits) // each)
     return Budget(tokens, each, attention, logits, rows)
+
+
+def token_flops(anatomy: Anatomy) -> int:
+    """Operations of one token in one block, attention over other tokens left out; a multiply-add counts as two."""
+    sizes = anatomy.sizes
+    heads = 2 * (sizes.n_heads + sizes.n_kv_heads) * sizes.d_head
+    matrices = 2 if anatomy.blocks[0].mlp_gate is None else 3
+    return 2 * sizes.d_model * (heads + matrices * sizes.d_mlp)
 
 
 def logit_bytes(anatomy: Anatomy, plan: SweepPlan) -> tuple[int, int]:
@@ -102,7 +112,8 @@ def _parts(
     if longest > room or room < 0:
         raise WouldNotFit(
             f"a sweep of prompt {row} needs {budget.peak(alone.tokens + longest) / 2**20:.0f} MiB for its own runs and "
-            f"one cell; the budget allows {max(budget.tokens, 0)} tokens at once. Use a shorter prompt or a larger budget."
+            f"one cell; the budget allows {max(budget.tokens, 0)} tokens at once. Use a shorter prompt or a larger "
+            "budget."
         )
     found: list[Item] = []
     filled = 0
