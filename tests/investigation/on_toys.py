@@ -1,4 +1,4 @@
-"""Investigations of the hand-set circuit: through a host, and on a bench that keeps nothing, for the many of a study."""
+"""Investigations of the hand-set circuit: through a host, and on a bench that keeps nothing."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def ablated(host: Host, investigation: str, handle: object, heads: Sequence[str]
 
 
 def claimed(
-    host: Host, investigation: str, hypothesis: str, run: str | None, heads: Sequence[str], kind: ClaimKind = "necessary"
-) -> str:
+    host: Host, investigation: str, hypothesis: str, run: str | None, heads: Sequence[str],
+    kind: ClaimKind = "necessary",
+) -> str:  # fmt: skip
     arguments = {
         "investigation": investigation, "claim": "These heads are needed for induction.", "hypothesis": hypothesis,
         "runs": [run], "components": heads, "kind": kind, "searched": 8,

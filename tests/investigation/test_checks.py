@@ -44,7 +44,7 @@ def test_each_kind_of_causal_claim_has_its_own_intervention(bench: MemoryBench, 
 
 @pytest.mark.negative_control
 @pytest.mark.parametrize("name", ["causal", "specific", "held_out", "seeds", "effect_size", "alternatives"])
-def test_heads_that_write_where_nobody_reads_fail_every_check_of_the_effect(bench: MemoryBench, name: CheckName) -> None:
+def test_heads_whose_writing_nobody_reads_fail_every_check_of_the_effect(bench: MemoryBench, name: CheckName) -> None:
     check = made(bench, name, ("L0H2", "L1H1"))
     assert check.outcome == "fail", check.reason
 

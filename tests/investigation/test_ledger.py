@@ -71,8 +71,8 @@ def test_ten_writers_killed_at_random_moments_leave_a_whole_record(tmp_path: Pat
         assert process.stdout is not None
         lines = [process.stdout.readline().strip() for _ in range(rng.randint(1, 6))]
         process.kill()
-        process.wait()
-        said[f"w{k}"] = lines + process.stdout.read().split()
+        rest, _ = process.communicate()
+        said[f"w{k}"] = lines + rest.split()
     found: dict[str, list[str]] = {}
     for decision in ledger.get("i-0001").decisions:
         who, number = decision.text.split("-")

@@ -56,7 +56,7 @@ def test_a_finding_on_one_chosen_prompt_is_not_validated(host: Host) -> None:
     hypothesis = predicted(host, investigation, TRUE_HEADS)
     run = ablated(host, investigation, picked, TRUE_HEADS, controls=0).run_id
     verdict = validated(host, investigation, claimed(host, investigation, hypothesis, run, TRUE_HEADS))
-    assert verdict.verdict == "supported"
+    assert verdict.verdict == "inconclusive"
     assert {c.outcome for c in verdict.checks} == {"not_applicable"}
 
 

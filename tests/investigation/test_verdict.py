@@ -32,10 +32,16 @@ def test_checks_that_are_not_required_may_be_out_of_reach() -> None:
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_a_required_check_that_could_not_be_made_leaves_it_supported(name: CheckName) -> None:
-    verdict, reasons = verdict_of(checks({name: "not_applicable"}))
-    assert (verdict, reasons) == ("supported", (f"{name}: the {name} reason",))
-    assert verdict_of([c for c in checks() if c.name != name]) == ("supported", (f"{name}: was not made",))
+def test_a_required_check_that_could_not_be_made_leaves_it_supported_at_most(name: CheckName) -> None:
+    expected = "inconclusive" if name == "baseline" else "supported"
+    assert verdict_of(checks({name: "not_applicable"})) == (expected, (f"{name}: the {name} reason",))
+    assert verdict_of([c for c in checks() if c.name != name]) == (expected, (f"{name}: was not made",))
+
+
+@pytest.mark.negative_control
+def test_without_a_check_that_shows_an_effect_nothing_is_supported() -> None:
+    assert verdict_of([])[0] == "inconclusive"
+    assert verdict_of(checks({"causal": "not_applicable", "held_out": "not_applicable"}))[0] == "inconclusive"
 
 
 @pytest.mark.negative_control
@@ -62,9 +68,8 @@ def test_a_failed_check_outweighs_a_missing_one() -> None:
 def test_the_wording_claims_no_more_than_the_verdict() -> None:
     figures = {"share": 0.93}
     said = {v: wording(finding(), v, checks(**figures)) for v in ("validated", "supported", "refuted", "inconclusive")}
-    assert said["validated"].startswith("On held-out prompts, L0H1, L1H2 together is needed") or (
-        said["validated"].startswith("On held-out prompts, L0H1, L1H2 together are needed")
-    )
+    assert said["validated"].startswith("On held-out prompts, L0H1, L1H2 together are needed for the behaviour")
+    assert "L1H2 is needed" in wording(finding(("L1H2",)), "validated", checks(**figures))
     assert said["validated"].endswith("A circuit, not the circuit.")
     assert "not every required check" in said["supported"]
     assert "does not hold" in said["refuted"]

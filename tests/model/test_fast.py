@@ -7,15 +7,19 @@ from functools import cache
 
 import pytest
 import torch
-from anatomist.errors import Cancelled, Unsupported, WouldNotFit
+from anatomist.errors import Cancelled, EditDidNotFire, Unsupported, WouldNotFit
 from anatomist.measures.metrics import Metric
+from anatomist.model import sweep as sweeping
 from anatomist.model.backends.architecture import anatomy_of
 from anatomist.model.backends.blocks import Anatomy
 from anatomist.model.fast import FastEngine, engine
+from anatomist.model.fast.walk import Walk
+from anatomist.model.loading import wrap_model
 from anatomist.model.sites import Site, SiteKind
 from anatomist.model.sweep_plan import Cell, SweepPlan
 from anatomist.model.tokens import Tokens
 
+from tests.backends.families import FAMILIES
 from tests.backends.test_architecture import ALL
 from tests.model import bare_hooks
 
@@ -227,3 +231,24 @@ def test_only_layers_from_the_cell_on_and_positions_from_the_cell_on_are_compute
     sweep = plan([Cell((Site("resid_pre", 2),), ((5,), (4,), (5,)))]).some(rows=[0])
     work = FastEngine(anatomy("llama")).measure(sweep, lambda *_: None, PLENTY).work
     assert work.layer_tokens == 35
+
+
+@pytest.mark.negative_control
+def test_an_edit_that_is_not_made_is_an_error_and_not_a_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The wrong engine this rules out: one that forgets the edits of a kind of place, and reports no effect.
+    model = wrap_model(FAMILIES["llama"](), None, name="llama")
+    base, source = model.tokenize([(1, 2, 3, 4)]), model.tokenize([(5, 6, 7, 8)])
+    plan = SweepPlan(
+        base=base, source=source, cells=(Cell((Site("attn_out", 0),)),), read_at=(3,),
+        metrics=(Metric("logit_diff", [(5,)], [(6,)]),),
+    )  # fmt: skip
+    assert sweeping.sweep(model, plan).fired == (4,)
+    write = Walk._write
+
+    def forgetful(self: Walk, step: object, kind: str, layer: int, x: torch.Tensor) -> None:
+        if kind != "attn_out":
+            write(self, step, kind, layer, x)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Walk, "_write", forgetful)
+    with pytest.raises(EditDidNotFire, match="wrote 0 places instead of 4"):
+        sweeping.sweep(model, plan)

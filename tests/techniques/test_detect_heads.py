@@ -1,4 +1,4 @@
-"""detect_heads: exactly the heads that were set by hand, nothing in untrained models, the null once per configuration."""
+"""detect_heads: exactly the heads that were set by hand, nothing in untrained models, one null per configuration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_exactly_the_two_heads_set_by_hand_are_named() -> None:
 def test_even_attention_scores_the_mean_of_one_over_the_keys_seen() -> None:
     """Runs of 5, twice: query p sees p + 1 keys. previous: mean of 1/2 .. 1/10; induction: mean of 1/6 .. 1/10.
 
-    The head of toy-tiny attends evenly, but has only three tokens; a random toy with queries of zero does so too.
+    Queries of zero attend evenly.
     """
     model = random_toy(vocabulary=12, n_ctx=16)
     for block in model.weights.blocks:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TokensAs = Literal["embedding", "after_block_0"]
+VECTORS: dict[TokensAs, str] = {
+    "embedding": "token embedding", "after_block_0": "residual after block 0 of the token alone",
+}  # fmt: skip
 ROWS = 8192  # token vectors normed and projected at a time
 ALONE = 1024  # one-token prompts in one pass
 
@@ -153,25 +156,25 @@ def ov_factors(
     return Factors(values(model, layer, head, source, biases=False), out.T)
 
 
-def embedding_to_unembedding(model: Model, kind: Norm) -> Float[Tensor, "D D"]:
-    """Sum over the vocabulary of unembedding column times normed embedding, [read by the head, written]^T.
+def embedding_gram(model: Model, kind: Norm, x: Float[Tensor, "V D"] | None = None) -> Float[Tensor, "D D"]:
+    """Sum over the vocabulary of unembedding column times normed token vector: [written, read].
 
-    With it the core of every head's OV circuit costs a few small products: O F G N V, with F the linear part of the
-    final norm and N the weight of the head's own (see `ov_core`). `kind` gives the norm's kind and eps.
+    With it the core of any head's OV circuit costs a few small products (`ov_core`). `kind` gives the norm's kind and
+    eps; its weight comes later. x: the vectors that stand for tokens; the embeddings when absent.
     """
     norm = Norm(kind.kind, None, None, kind.eps)
-    table, unembed = model.weights.embed(), model.weights.unembed()
+    table, unembed = model.weights.embed() if x is None else x, model.weights.unembed()
     total = None
     for part in pieces(table.shape[0], ROWS):
-        x = widened(table[part.start : part.stop])
-        piece = widened(unembed[:, part.start : part.stop]) @ norm.frozen(x, norm.scale(x))
+        rows = widened(table[part.start : part.stop])
+        piece = widened(unembed[:, part.start : part.stop]) @ norm.frozen(rows, norm.scale(rows))
         total = piece if total is None else total + piece
     assert total is not None
     return total
 
 
 def ov_core(model: Model, layer: int, head: int, gram: Float[Tensor, "D D"]) -> Float[Tensor, "h h"]:
-    """right.T @ left of the head's OV circuit over the whole vocabulary, from `embedding_to_unembedding`."""
+    """right.T @ left of the head's OV circuit over the whole vocabulary, from `embedding_gram`."""
     write = linear_part(model.weights.final_norm(), writes(model, layer, head))
     return core_of(model, layer, write, widened(model.weights.v(layer)[kv_head(model.info, head)]), gram)
 

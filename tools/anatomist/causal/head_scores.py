@@ -18,7 +18,7 @@ from ..model.sites import Site, check_site
 from ..model.tokens import Tokens
 from ..prompts.tasks.induction import SHORTEST, material
 from .attention_scores import TARGETS, ScoreName, on_targets, targets, uniform
-from .circuits import embedding_to_unembedding, ov_core
+from .circuits import embedding_gram, ov_core
 from .low_rank import eigenvalues, positive_share
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def copying_scores(model: Model) -> ndarray:
 
     info, norms = model.info, [model.weights.attention_norm(layer) for layer in range(model.info.n_layers)]
     different = {(norm.kind, norm.eps): norm for norm in norms}
-    grams = {kind: embedding_to_unembedding(model, norm) for kind, norm in different.items()}
+    grams = {kind: embedding_gram(model, norm) for kind, norm in different.items()}
     out = np.zeros((info.n_layers, info.n_heads))
     for layer, norm in enumerate(norms):
         gram = grams[norm.kind, norm.eps]

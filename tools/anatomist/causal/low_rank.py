@@ -67,14 +67,14 @@ def _most(piece: Float[Tensor, "a m"], k: int, start: int, *, largest: bool) -> 
 
 
 def own_ranks(m: Factors, rows: Sequence[int]) -> list[int]:
-    """For chosen rows of a square M, how many entries of the row are larger than the one on the diagonal."""
+    """For chosen rows of a square M, how many other entries of the row are as large as the one on the diagonal."""
     size = max(1, CHUNK_BYTES // (m.right.shape[0] * m.left.dtype.itemsize))
     found: list[int] = []
     for start in range(0, len(rows), size):
         chosen = list(rows[start : start + size])
         piece = m.left[chosen] @ m.right.T
         own = piece[range(len(chosen)), chosen]
-        found += (piece > own[:, None]).sum(1).tolist()
+        found += ((piece >= own[:, None]).sum(1) - 1).tolist()
     return found
 
 

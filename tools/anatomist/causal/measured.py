@@ -33,7 +33,7 @@ class SweepCost(Frozen):
     reason: str = Field(description="Why this path.")
     cells: int = Field(description="Cells, each on every prompt.")
     places_written: int = Field(
-        description="(row, position) places of all edits: counted on the generic path, scheduled on the fast one."
+        description="(row, position) places of all edits: counted while writing; needless ones count too."
     )
     seconds: float = Field(description="Wall-clock seconds of the sweep.")
     estimated_flops: float = Field(description="Estimate made before: a whole forward pass for each cell and prompt.")

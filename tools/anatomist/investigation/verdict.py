@@ -4,7 +4,7 @@
 |---|---|
 | validated | every required check passed and none failed |
 | refuted | the model does the task, and the interval of the effect lies wholly below the smallest that matters |
-| supported | nothing failed, but a required check could not be made |
+| supported | nothing failed, the task is done and an effect was shown, but a required check could not be made |
 | inconclusive | all else |
 """
 
@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 
 from .record import REQUIRED, Check, CheckName, Finding, VerdictName
 
-MEANS: Mapping[str, str] = {
-    "necessary": "is needed for the behaviour",
-    "sufficient": "is enough to bring the behaviour back",
-    "mediating": "carries what differs between the prompts",
-    "direct": "writes the answer directly",
-    "decodable": "can be read there",
+# Of one component, and of several.
+MEANS: Mapping[str, tuple[str, str]] = {
+    "necessary": ("is needed for the behaviour", "are needed for the behaviour"),
+    "sufficient": ("is enough to bring the behaviour back", "are enough to bring the behaviour back"),
+    "mediating": ("carries what differs between the prompts", "carry what differs between the prompts"),
+    "direct": ("writes the answer directly", "write the answer directly"),
+    "decodable": ("holds what can be read there", "hold what can be read there"),
 }
 
 
@@ -32,25 +33,26 @@ def verdict_of(checks: Sequence[Check]) -> tuple[VerdictName, tuple[str, ...]]:
     if failed:
         return ("refuted" if _refutes(by_name) else "inconclusive"), reasons
     if missing:
-        return "supported", tuple(f"{n}: {_why(by_name, n)}" for n in missing)
+        shown = "baseline" not in missing and not {"causal", "held_out"} <= set(missing)
+        return "supported" if shown else "inconclusive", tuple(f"{n}: {_why(by_name, n)}" for n in missing)
     return "validated", tuple(f"{c.name} passed" for c in checks if c.outcome == "pass")
 
 
 def wording(finding: Finding, verdict: VerdictName, checks: Sequence[Check]) -> str:
     """The claim as the evidence lets it be worded."""
-    parts = ", ".join(finding.components)
+    parts, many = ", ".join(finding.components), len(finding.components) > 1
+    means = MEANS[finding.kind][many]
     effect = next((c for c in checks if c.name == "effect_size"), None) or next(
         (c for c in checks if c.name == "held_out"), None
     )
     share = "" if effect is None or effect.figures.get("share") is None else f" (share {effect.figures['share']:.2f})"
     if verdict == "validated":
-        return f"On held-out prompts, {parts} together {MEANS[finding.kind]}{share}. A circuit, not the circuit."
+        return f"On held-out prompts, {parts}{' together' if many else ''} {means}{share}. A circuit, not the circuit."
     if verdict == "supported":
-        return f"There is evidence that {parts} {MEANS[finding.kind]}{share}; not every required check could be made."
+        return f"There is evidence that {parts} {means}{share}; not every required check could be made."
     if verdict == "refuted":
-        return f"The claim does not hold: {parts} {'has' if len(finding.components) == 1 else 'have'} too small an " \
-               f"effect, or the wrong one{share}."
-    return f"The checks do not decide whether {parts} {MEANS[finding.kind]}{share}."
+        return f"The claim does not hold: {parts} {'have' if many else 'has'} too small an effect, or the wrong one{share}."
+    return f"The checks do not decide whether {parts} {means}{share}."
 
 
 def _refutes(checks: Mapping[CheckName, Check]) -> bool:

@@ -56,7 +56,7 @@ class SweepResult:
     values: Float[Tensor, "M C B"]
     base_values: Float[Tensor, "M B"]
     source_values: Float[Tensor, "M B"] | None
-    fired: tuple[int, ...]  # per cell: places written; counted by the generic path, scheduled by the fast one
+    fired: tuple[int, ...]  # per cell: places written; counted while writing; places that change nothing measured count too
     path: Path
     reason: str
     work: Work

@@ -26,8 +26,7 @@ ROWS, CELLS = 4, 4
 def into_itself(model: Model, plan: SweepPlan, budget_bytes: int, progress: SweepProgress = silent) -> SelfTest:
     """Random cells of the sweep with the run's own activations written: nothing changes.
 
-    The name says how many places were written where the engine counts them as it writes (the generic one); the fast
-    engine gives what its schedule asks for, and that it writes at all is shown by the identities between two runs.
+    The name says how many places were written, as the engine counted them.
     """
     chosen = random.Random(plan.seed)
     cells = sorted(chosen.sample(range(len(plan.cells)), min(CELLS, len(plan.cells))))
@@ -35,8 +34,7 @@ def into_itself(model: Model, plan: SweepPlan, budget_bytes: int, progress: Swee
     # 'resample' rather than 'patch': with nothing between the runs to differ, the shared prefix would skip it all.
     own = replace(some, rule="resample", source=some.base, values=None, value_rows=None)
     result = sweep(model, own, at_the_end(progress), budget_bytes, spot_check=False)
-    how = "counted as written" if result.path == "generic" else "scheduled"
-    name = f"a run patched into itself changes nothing ({sum(result.fired)} places {how} in {len(cells)} cells)"
+    name = f"a run patched into itself changes nothing ({sum(result.fired)} places written in {len(cells)} cells)"
     return _test(name, result.values - result.base_values[:, None], tolerance_of(model, result.values))
 
 

@@ -334,7 +334,7 @@ def plot(result: PathResult) -> Figure:
         panel: Heatmap | Bars = Heatmap(title=title, grid=e.change)
     else:
         panel = Bars(
-            title=f"{title}, to {by_receiver.labels[0]}", value_title=e.unit, labels=by_sender.labels,
+            title=f"{title}, to {', '.join(by_receiver.labels)}", value_title=e.unit, labels=by_sender.labels,
             values=e.change.values or (), low=None if e.low is None else e.low.values,
             high=None if e.high is None else e.high.values,
         )  # fmt: skip

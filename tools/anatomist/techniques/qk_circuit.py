@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ..causal.circuits import (
+    VECTORS,
     TokensAs,
     group_name,
     need_static_qk,
@@ -184,8 +185,7 @@ def sides_of(model: Model, arguments: Arguments, place: Place) -> Sides:
             raise BadArguments("between='positions' has no tokens on its axes: leave `tokens` and `key_tokens` out.")
         x, words = position_vectors(model, arguments.positions), "position embedding"
     else:
-        x = token_vectors(model, None, arguments.tokens_as, layer)
-        words = "token embedding" if arguments.tokens_as == "embedding" else "residual after block 0 of the token alone"
+        x, words = token_vectors(model, None, arguments.tokens_as, layer), VECTORS[arguments.tokens_as]
     if arguments.keys_through is None:
         return Sides(x, x, f"{words} on both sides")
     earlier, head = parse_head(arguments.keys_through, model.info.shape)

@@ -79,8 +79,8 @@ def describe(
 def _configuration(model: PreTrainedModel) -> str:
     """Equal for models that differ in their weights alone."""
     settings = model.config.to_dict()
-    for where_from in ("_name_or_path", "transformers_version", "quantization_config"):
-        settings.pop(where_from, None)
+    for unrelated in ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version"):
+        settings.pop(unrelated, None)
     text = json.dumps([type(model).__name__, model.config._attn_implementation, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from ..backends.blocks import Anatomy
 from ..sweep_plan import Measured, SweepPlan, SweepProgress, Work, values_of
 from .arithmetic import unembed
 from .chunks import Budget, budget_of, chunks_of
-from .items import differences
+from .items import differences, items_of, needed
 from .schedule import Chunk, Schedule
 from .walk import Walk, pieces
 
@@ -61,7 +61,7 @@ class _Sweep:
             work = work.plus(Work(0, 0.0, 1, len(chunk.items), self.budget.peak(chunk.tokens)))
         cost = self.walk.cost
         work = work.plus(Work(cost.layer_tokens, cost.flops, 0, 0, 0))
-        fired = tuple(cell.writes(self.plan.base.lengths) for cell in self.plan.cells)
+        fired = tuple(int(w + n) for w, n in zip(self.walk.fired, self._needless(), strict=True))
         return Measured(self.values, self.base, self.source, fired, work, self._skipped())
 
     def _chunk(self, chunk: Chunk) -> None:
@@ -91,6 +91,15 @@ class _Sweep:
                 self.begun.add(row)
         if chunk.items:
             self.values[:, [item.cell for item in chunk.items], [item.row for item in chunk.items]] = found
+
+    def _needless(self) -> list[int]:
+        """Per cell the places that change nothing measured, counted from the plan: they are not written, and count."""
+        left = [cell.writes(self.plan.base.lengths) for cell in self.plan.cells]
+        differs = differences(self.plan)
+        for row in range(self.plan.base.n_rows):
+            for item in items_of(self.plan, row, self.n_layers, differs):
+                left[item.cell] -= needed(item, self.n_layers)
+        return left
 
     def _skipped(self) -> bool:
         """Whether anything was left out because base and source share a beginning."""

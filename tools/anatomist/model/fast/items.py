@@ -94,6 +94,12 @@ def _item(index: int, cell: Cell, row: int, first: int, last: int, n_layers: int
     return Item(index, row, cell.sites, positions, last, layer, stage, spreads)
 
 
+def needed(item: Item, n_layers: int) -> int:
+    """How many (site, position) places the item must write; the others change nothing that is measured."""
+    at_read = int(item.last in item.positions)
+    return sum(at_read if _only_read_position_matters(s, n_layers) else len(item.positions) for s in item.sites)
+
+
 def _only_read_position_matters(site: Site, n_layers: int) -> bool:
     behind = STAGES[site.kind] >= Stage.HEAD or site.kind == "q"
     return behind and site.layer == n_layers - 1

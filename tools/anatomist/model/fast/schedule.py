@@ -44,6 +44,7 @@ class Write(NamedTuple):
     source: Slots  # slots of the run that is patched in
     rows: Slots  # base row of each, and its position: for values that are given
     positions: Slots
+    cells: Slots  # cell of each, so that what was written can be counted
 
 
 @dataclass
@@ -311,7 +312,8 @@ class _Builder:
             index = np.repeat([site.index or 0 for _, site, _, _ in placed], counts)
         source = self._source(rows, positions, of_keys)
         global_rows = np.array(self.s.chunk.rows)[rows]
-        return Write(np.concatenate([to for _, _, to, _ in placed]), index, source, global_rows, positions)
+        cells = np.repeat([self.s.chunk.items[i].cell for i, *_ in placed], counts)
+        return Write(np.concatenate([to for _, _, to, _ in placed]), index, source, global_rows, positions, cells)
 
     def _places(self, i: int, of_keys: bool) -> tuple[Slots, Slots]:
         """Slots and positions that an item writes in this layer."""

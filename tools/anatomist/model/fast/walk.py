@@ -39,6 +39,7 @@ class Walk:
         self.masks = Masks(anatomy.reference)
         self.rotations = anatomy.rotations(max(plan.read_at) + 1)
         self.cost = Cost()
+        self.fired = np.zeros(len(plan.cells), np.int64)  # per cell: places written
 
     @torch.no_grad()
     def through(self, schedule: Schedule) -> Float[Tensor, "segments D"]:
@@ -146,6 +147,7 @@ class Walk:
         """Make the layer's edits at one kind of place, in `x` [N, *feature]."""
         for write in step.writes.get(kind, ()):
             at = (self._slots(write.to),) if write.which is None else (self._slots(write.to), self._slots(write.which))
+            np.add.at(self.fired, write.cells, 1)
             if self.plan.rule == "zero":
                 x[at] = 0
                 continue

@@ -1,0 +1,131 @@
+"""How often the verdict is wrong: claims that are false by construction, on models that do the task.
+
+The models are hand-set induction circuits whose six other heads are drawn by a seed, with attention from hard to soft.
+Null claims: heads drawn at random among those that take no part (one to three of them), the true heads with the wrong
+sign, one true head beside an idle one, and the true heads on prompts whose answers are swapped at random. 95% bounds
+are Clopper and Pearson's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+from anatomist.investigation.bench import Setting
+from anatomist.investigation.checks import run_check
+from anatomist.investigation.record import CHECKS, REQUIRED, CheckName, Finding
+from anatomist.investigation.verdict import verdict_of
+from anatomist.model.backends.toy_circuits import induction
+from anatomist.model.protocol import Model
+from anatomist.prompts.prompt_set import Prompt
+
+from .on_toys import IDLE_HEADS, TRUE_HEADS, MemoryBench, Spoil, case, finding
+
+SETTING = Setting(n=32, controls=39, seeds=2)
+SHARPNESS = (40.0, 12.0, 8.0, 6.0)  # hard attention to one that is right nine times in ten
+ORDER: tuple[CheckName, ...] = ("baseline", "causal", "held_out", "effect_size", "specific", "seeds", "alternatives")
+
+
+class Trial(NamedTuple):
+    """One investigation: a claim about a model, and prompts as they are or spoilt."""
+
+    kind: str
+    model: Model
+    claim: Finding
+    spoil: Spoil
+    seed: int
+
+
+@cache
+def variant(seed: int) -> Model:
+    return induction(sharpness=SHARPNESS[seed % len(SHARPNESS)], seed=seed, name=f"toy-{seed}")
+
+
+def as_drawn(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    return tuple(prompts)
+
+
+def swapped(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """Answer and wrong answer change places at random: no head can be needed for a coin's fall."""
+    rng = random.Random(seed)
+    flips = [rng.random() < 0.5 for _ in prompts]
+    return tuple(
+        p.model_copy(update={"answer": p.wrong, "wrong": p.answer}) if flip else p
+        for p, flip in zip(prompts, flips, strict=True)
+    )
+
+
+def null(i: int) -> Trial:
+    """The i-th false claim."""
+    rng, model = random.Random(i), variant(i % 12)
+    kind = ("idle heads", "idle heads", "swapped answers", "wrong sign", "an idle passenger")[i % 5]
+    if kind == "idle heads":
+        return Trial(kind, model, finding(rng.sample(IDLE_HEADS, rng.randint(1, 3))), as_drawn, i)
+    if kind == "swapped answers":
+        return Trial(kind, model, finding(), swapped, i)
+    if kind == "wrong sign":
+        return Trial(kind, model, finding(direction="increase"), as_drawn, i)
+    return Trial(kind, model, finding((rng.choice(TRUE_HEADS), rng.choice(IDLE_HEADS))), as_drawn, i)
+
+
+def true(i: int) -> Trial:
+    return Trial("true", variant(i % 12), finding(), as_drawn, i)
+
+
+def verdict(trial: Trial, without: CheckName | None = None) -> str:
+    """As `validate` comes to it; it stops at the first failure, after which nothing can be validated any more."""
+    at = case(MemoryBench(trial.model, trial.spoil), trial.claim, setting=replace(SETTING, seed=1000 + trial.seed))
+    made = []
+    for name in ORDER:
+        if name != without:
+            made.append(run_check(name, at))
+        if made and made[-1].outcome == "fail":
+            break
+    if without is not None:  # a rule that does not ask for this check
+        return "validated" if all(c.outcome == "pass" for c in made) else "not"
+    return verdict_of(made)[0]
+
+
+def upper_bound(wrong: int, of: int) -> float:
+    """Clopper and Pearson's upper 95% end (one-sided 97.5%)."""
+    from scipy.stats import beta
+
+    return 1.0 if wrong == of else float(beta.ppf(0.975, wrong + 1, of - wrong))
+
+
+def test_the_study_makes_every_check() -> None:
+    assert set(ORDER) == set(CHECKS)
+
+
+@pytest.mark.hand_worked
+def test_no_error_in_two_hundred_bounds_the_rate_below_two_percent() -> None:
+    """1 - .025 ** (1 / 200) = .0183."""
+    assert upper_bound(0, 200) == pytest.approx(1 - 0.025 ** (1 / 200))
+
+
+@pytest.mark.negative_control
+def test_of_twenty_false_claims_none_is_validated() -> None:
+    assert [t.kind for t in map(null, range(20)) if verdict(t) == "validated"] == []
+
+
+@pytest.mark.positive_control
+def test_of_ten_true_claims_nine_or_more_are_validated() -> None:
+    assert sum(verdict(true(i)) == "validated" for i in range(10)) >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.negative_control
+def test_of_two_hundred_and_fifty_false_claims_at_most_one_in_twenty_is_validated() -> None:
+    kinds = [t.kind for t in map(null, range(250)) if verdict(t) == "validated"]
+    bound = upper_bound(len(kinds), 250)
+    assert bound <= 0.05, f"{len(kinds)} of 250 validated, upper 95% bound {bound:.3f}: {sorted(kinds)}"
+
+
+@pytest.mark.slow
+@pytest.mark.positive_control
+def test_of_a_hundred_true_claims_at_least_nine_in_ten_are_validated() -> None:
+    assert sum(verdict(true(i)) == "validated" for i in range(100)) >= 90
