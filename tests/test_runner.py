@@ -205,7 +205,12 @@ def test_prompts_come_from_a_file_in_the_workspace(host: Host, count: Call) -> N
     ],
 )
 def test_prompts_that_cannot_be_used_are_told_why(
-    host: Host, count: Call, tmp_path_factory: pytest.TempPathFactory, prompts: object, error: type[Exception], told: str
+    host: Host,
+    count: Call,
+    tmp_path_factory: pytest.TempPathFactory,
+    prompts: object,
+    error: type[Exception],
+    told: str,
 ) -> None:
     outside = tmp_path_factory.mktemp("elsewhere") / "secret.jsonl"
     outside.write_text('{"clean": [1]}\n')

@@ -40,10 +40,10 @@ def test_every_name_the_loader_knows_is_listed(host: Host) -> None:
         ("load_model", {"name": "toy-induction", "device": "cuda:9"}, BadArguments, "cuda:9"),
         ("unload_model", {"model": "gpt2"}, UnknownName, "unknown loaded model 'gpt2'"),
         ("generate", {"model": "toy-induction", "prompt": ""}, BadArguments, "'prompt"),
-        ("generate", {"model": "toy-induction", "prompt": [1], "max_new_tokens": 0}, BadArguments, "'max_new_tokens' is 0"),
+        ("generate", {"model": "toy-induction", "prompt": [1], "max_new_tokens": 0}, BadArguments, "max_new_tokens"),
         ("generate", {"model": "toy-induction", "prompt": "t1", "chat": True}, Unsupported, "chat"),
         ("make_prompts", {"task": "ioii", "model": "toy-induction"}, UnknownName, "Did you mean 'ioi'"),
-        ("make_prompts", {"task": "induction", "model": "toy-induction", "n": 10**9}, BadArguments, "'n' is 1000000000"),
+        ("make_prompts", {"task": "ioi", "model": "toy-induction", "n": 10**9}, BadArguments, "'n' is 1000000000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(

@@ -34,13 +34,13 @@ def test_references_are_listed_when_none_is_named(host: Host) -> None:
 @pytest.mark.positive_control
 def test_a_text_comes_in_parts_that_add_up(host: Host) -> None:
     whole = (pack.folder() / "SKILL.md").read_text()
-    text, offset = "", 0
-    while offset is not None:
-        part = opened(host, name="SKILL", offset=offset, limit=500)
-        assert part.text is not None
-        text, offset = text + part.text, part.next_offset
-    assert text == whole
+    part = opened(host, name="SKILL", limit=500)
+    text = part.text or ""
     assert part.total == len(whole)
+    while part.next_offset is not None:
+        part = opened(host, name="SKILL", offset=part.next_offset, limit=500)
+        text += part.text or ""
+    assert text == whole
     assert opened(host, name="SKILL.md").text == whole[:12000]
 
 

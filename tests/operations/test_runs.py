@@ -126,6 +126,7 @@ def test_a_picture_is_redrawn_beside_the_run(host: Host, kept: Answer) -> None:
     before = sorted(p.name for p in stored(host).folder.iterdir())
     answer = host.call("get_run", {"run": "r-0001", "picture": "png"})
     assert answer.png_path == host.workspace / "pictures" / "r-0001.png"
+    assert answer.png_path is not None
     assert answer.png_path.read_bytes().startswith(b"\x89PNG")
     page_path = host.call("get_run", {"run": "r-0001", "picture": "html"}).png_path
     assert page_path is not None

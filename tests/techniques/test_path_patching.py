@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from anatomist.causal.direct_effects import direct_effects
 from anatomist.errors import BadArguments, BadSite
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction, random_toy
@@ -107,7 +106,8 @@ def test_the_direct_path_with_frozen_norm_is_the_difference_of_direct_logit_attr
         z, mlp = Site("head", layer), Site("mlp_out", layer)
         clean, other = (model.run(t, read=[z, mlp]).reads for t in (encoded.clean, encoded.corrupted))
         heads = torch.einsum("bhd,hdm->bhm", (other[z] - clean[z])[rows, last], model.weights.o(layer))
-        parts = {f"L{layer}H{h}": heads[:, h] for h in range(4)} | {f"L{layer}MLP": (other[mlp] - clean[mlp])[rows, last]}
+        parts = {f"L{layer}H{h}": heads[:, h] for h in range(4)}
+        parts[f"L{layer}MLP"] = (other[mlp] - clean[mlp])[rows, last]
         for sender, part in parts.items():
             direct = (norm.frozen(part, scale) * torch.stack(contrast)).sum(-1).mean()
             assert found[sender, "logits"] == pytest.approx(float(direct), abs=1e-4), sender
@@ -168,7 +168,8 @@ def test_a_path_into_an_mlp_is_its_activations_with_the_sender_alone_changed() -
     encoded = encode(given, model)
     assert encoded.corrupted is not None
     found = edges(paths(model, given, receivers=("L0MLP",)))
-    base, other = (model.run(t, read=[Site("embed"), Site("attn_out", 0)]).reads for t in (encoded.clean, encoded.corrupted))
+    read = [Site("embed"), Site("attn_out", 0)]
+    base, other = (model.run(t, read=read).reads for t in (encoded.clean, encoded.corrupted))
     block, w = model.weights.blocks[0], model.weights
     assert block.mlp_in is not None
     assert block.mlp_out is not None

@@ -111,7 +111,8 @@ def scatter(panel: Scatter) -> Part:
 def _measure(title: str, log: bool = False) -> Row:
     """A value axis; linear ones show their zero line apart and need not begin there."""
     scale: Row = {"type": "log"} if log else {"zero": False}
-    return {"type": "quantitative", "title": title, "scale": scale, "axis": {"domain": False, "ticks": False, "grid": True}}
+    axis = {"domain": False, "ticks": False, "grid": True}
+    return {"type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def _levels(values: Sequence[float], reference: float | None, axis: str, log: bool) -> list[Row]:

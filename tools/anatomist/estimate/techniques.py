@@ -34,7 +34,7 @@ def cost_of_technique(
 ) -> Cost:
     """Memory and time of a technique on `rows` prompts of `width` tokens.
 
-    shared: tokens that a prompt and its counterfactual begin with alike; patching between the two computes none of them.
+    shared: tokens that a prompt and its counterfactual begin with alike; patching between them computes none of these.
     """
     if own := getattr(module, "cost", None):
         return own(arguments, sizes, rows, width, rate)

@@ -40,8 +40,8 @@ def batches(
     if each > budget_bytes:
         raise WouldNotFit(
             f"reading {len(sites)} places on one prompt of {width} tokens needs {each / 2**20:,.0f} MiB, of which "
-            f"{held / 2**20:,.0f} MiB for what is read; {budget_bytes / 2**20:,.0f} MiB may be used. Read fewer layers or "
-            "sites, or use shorter prompts."
+            f"{held / 2**20:,.0f} MiB for what is read; {budget_bytes / 2**20:,.0f} MiB may be used. Read fewer layers "
+            "or sites, or use shorter prompts."
         )
     size = max(1, min(MOST_ROWS, budget_bytes // each))
     order = list(range(tokens.n_rows)) if in_order else sorted(range(tokens.n_rows), key=lambda r: tokens.lengths[r])

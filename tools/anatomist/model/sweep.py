@@ -56,7 +56,7 @@ class SweepResult:
     values: Float[Tensor, "M C B"]
     base_values: Float[Tensor, "M B"]
     source_values: Float[Tensor, "M B"] | None
-    fired: tuple[int, ...]  # per cell: places written; counted while writing; places that change nothing measured count too
+    fired: tuple[int, ...]  # per cell: places written, counted while writing; needless ones count too
     path: Path
     reason: str
     work: Work

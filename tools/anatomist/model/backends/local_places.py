@@ -111,7 +111,8 @@ def watch_middle(places: dict[SiteKind, Place], site: Site, visits: Visits, *, m
         changed = visits.at(site, middle)
         if may_stop and visits.done:
             raise AllDone
-        return attn_out if changed is middle else changed - before
+        # With a graph the middle must lie on the way: read beside it, its gradient would be 0.
+        return attn_out if changed is middle and not visits.gradients else changed - before
 
     hooks = places["resid_pre"].hook, places["attn_out"].hook
     return [hooks[0].register_forward_hook(remember), hooks[1].register_forward_hook(act)]
