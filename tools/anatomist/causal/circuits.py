@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import BadArguments, Unsupported
+from ..errors import BadArguments
 from ..measures.metrics import widened
 from ..model.protocol import Model, ModelInfo, Norm
 from ..model.sites import Site, head_name
@@ -36,18 +36,6 @@ ALONE = 1024  # one-token prompts in one pass
 def kv_head(info: ModelInfo, head: int) -> int:
     """The key-value head that a query head reads."""
     return head // (info.n_heads // info.n_kv_heads)
-
-
-def need_static_qk(info: ModelInfo, instead: str) -> None:
-    """
-    Raises:
-        Unsupported: queries and keys are normalised, so that no matrix gives the scores.
-    """
-    if info.qk_norm:
-        raise Unsupported(
-            f"{info.name} ({info.architecture}) normalises its queries and keys: scores are not bilinear in the "
-            f"residual, so there is no static QK matrix to show. {instead}"
-        )
 
 
 def token_vectors(

@@ -10,7 +10,7 @@ F u_b with N the norm before attention, F the linear part of the final norm. cop
 magnitudes. Its null: random W_V, W_O of the same shape between the same embeddings.
 
 Does not show: the head's effect in a prompt, whose residual holds more than the token; what later layers make of it;
-whether the head attends to such tokens at all. The final norm's scale is left out: effects hold up to a positive factor.
+whether the head attends to such tokens at all. The final norm's scale is left out: a positive factor.
 """
 
 from __future__ import annotations

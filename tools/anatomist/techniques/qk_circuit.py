@@ -17,29 +17,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..causal.circuits import (
-    VECTORS,
-    TokensAs,
-    group_name,
-    need_static_qk,
-    position_vectors,
-    qk_factors,
-    token_vectors,
-    written_by,
-)
+from ..causal.circuits import VECTORS, TokensAs, group_name, position_vectors, qk_factors, token_vectors
 from ..causal.circuits_checked import check_scores, random_qk_cores
 from ..causal.low_rank import Factors, eigenvalues, extremes, positive_share, singular_values
 from ..causal.measured import failed
+from ..causal.qk_sides import Place, Sides, place_of, sides_of
 from ..causal.vocabulary import token_choice, token_labels
 from ..errors import BadArguments
 from ..figures import Figure, Heatmap, Lines, Series
 from ..model.protocol import Model, ModelInfo
-from ..model.sites import parse_head
 from ..result import Frozen, Grid, Result, SelfTest, grid
 from ..technique import Arguments as Common
 from ..technique import Context
@@ -123,82 +113,6 @@ class QKResult(Result):
     self_tests: tuple[SelfTest, ...] = Field(description="Scores against the model's own on the same vectors.")
 
 
-@dataclass(frozen=True)
-class Sides:
-    """The vectors on either side: of the whole vocabulary, or of positions."""
-
-    query: Tensor  # [n, D]
-    key: Tensor  # [n, D]
-    words: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """The head and how its scores depend on distance."""
-
-    layer: int
-    head: int
-    offsets: tuple[int, ...]  # (0,) where they do not
-    rotary: bool
-    cap: float | None
-
-    def shown(self, offset: int) -> int | None:
-        return offset if self.rotary else None
-
-    def capped(self, score: float) -> float:
-        import math
-
-        return score if self.cap is None else self.cap * math.tanh(score / self.cap)
-
-
-def place_of(model: Model, arguments: Arguments) -> Place:
-    """
-    Raises:
-        Unsupported: the model normalises queries and keys.
-        BadSite: no such head.
-        BadArguments: offsets that mean nothing, outside the context, or outside the layer's window.
-    """
-    info = model.info
-    need_static_qk(info, "attention_patterns shows where its heads look on prompts.")
-    layer, head = parse_head(arguments.head, info.shape)
-    rule, rotary = model.weights.attention_rule(layer), info.positional == "rotary"
-    if arguments.offsets is not None and (not rotary or arguments.between == "positions"):
-        raise BadArguments(
-            f"offsets {list(arguments.offsets)}: positions of {info.name} are {info.positional}; only rotary models "
-            "turn scores by the offset. Leave `offsets` out, or take between='positions' where they are learned."
-        )
-    offsets = arguments.offsets or ((1,) if rotary else (0,))
-    longest = min(info.n_ctx, rule.window or info.n_ctx) - 1
-    if len(set(offsets)) < len(offsets) or not all(0 <= o <= longest for o in offsets):
-        raise BadArguments(f"offsets {list(offsets)}: each once, from 0 to {longest}, as far as layer {layer} sees.")
-    return Place(layer, head, offsets, rotary, rule.score_cap)
-
-
-def sides_of(model: Model, arguments: Arguments, place: Place) -> Sides:
-    """
-    Raises:
-        BadArguments: keys through a head that is not earlier, tokens beside positions, or no position embeddings.
-    """
-    layer = place.layer
-    if arguments.between == "positions":
-        if arguments.tokens or arguments.key_tokens:
-            raise BadArguments("between='positions' has no tokens on its axes: leave `tokens` and `key_tokens` out.")
-        x, words = position_vectors(model, arguments.positions), "position embedding"
-    else:
-        x, words = token_vectors(model, None, arguments.tokens_as, layer), VECTORS[arguments.tokens_as]
-    if arguments.keys_through is None:
-        return Sides(x, x, f"{words} on both sides")
-    earlier, head = parse_head(arguments.keys_through, model.info.shape)
-    if earlier >= place.layer:
-        raise BadArguments(f"keys_through {arguments.keys_through} must lie before layer {place.layer}.")
-    if arguments.tokens_as == "after_block_0" and earlier == 0:
-        raise BadArguments("a head of layer 0 reads what enters block 0: use tokens_as='embedding'.")
-    return Sides(
-        x, written_by(model, earlier, head, x),
-        f"{words} for queries; for keys what {arguments.keys_through} writes where it looks at the token alone",
-    )  # fmt: skip
-
-
 def run(context: Context, arguments: Arguments) -> QKResult:
     """Scores of all pairs through factors; a table of the chosen ones.
 
@@ -207,24 +121,19 @@ def run(context: Context, arguments: Arguments) -> QKResult:
         BadSite, BadArguments: see `place_of`, `sides_of`, `token_choice`.
     """
     model = context.model
-    place = place_of(model, arguments)
-    chosen = _chosen(model, arguments)
-    sides = sides_of(model, arguments, place)
-    by_offset = {
-        o: qk_factors(model, place.layer, place.head, sides.query, sides.key, o) for o in place.offsets
-    }  # fmt: skip
     of_tokens = arguments.between == "tokens"
+    place = place_of(model, arguments.head, arguments.offsets, by_rotation=of_tokens)
+    chosen = _chosen(model, arguments)
+    base, words = _vectors(model, arguments, place)
+    sides = sides_of(model, place, base, words, arguments.keys_through, arguments.tokens_as)
+    by_offset = {o: qk_factors(model, place.layer, place.head, sides.query, sides.key, o) for o in place.offsets}
     largest, smallest, ids = _search(context, arguments, place, by_offset) if of_tokens else ((), (), None)
     every = tuple(range(arguments.positions))
     chosen = chosen or ids or (every, every)
     first = by_offset[place.offsets[0]]
     tables = tuple(_table(model, arguments, place, o, m, chosen) for o, m in by_offset.items())
-    matching = _matching(context, arguments, place, sides, by_offset) if of_tokens else ()
-    rows, columns = (list(side)[:CHECKED] for side in chosen)
-    n = min(len(rows), len(columns))
-    test = check_scores(
-        model, place.layer, place.head, sides.query[rows[:n]], sides.key[columns[:n]], max(1, place.offsets[0])
-    )
+    matching = _matching(model, arguments, place, sides, by_offset) if of_tokens else ()
+    test = _self_test(model, place, sides, chosen)
     return QKResult(
         summary=_summary(arguments, largest, smallest, matching, tables[0]),
         warnings=(*failed([test]), *_warnings(model.info, arguments)),
@@ -239,6 +148,26 @@ def run(context: Context, arguments: Arguments) -> QKResult:
         singular_values=tuple(map(float, singular_values(first)[:10])),
         self_tests=(test,),
     )
+
+
+def _vectors(model: Model, arguments: Arguments, place: Place) -> tuple[Tensor, str]:
+    """What stands for tokens or positions, and what that is in words.
+
+    Raises:
+        BadArguments: tokens named beside positions, or a model without position embeddings.
+    """
+    if arguments.between == "tokens":
+        return token_vectors(model, None, arguments.tokens_as, place.layer), VECTORS[arguments.tokens_as]
+    if arguments.tokens or arguments.key_tokens:
+        raise BadArguments("between='positions' has no tokens on its axes: leave `tokens` and `key_tokens` out.")
+    return position_vectors(model, arguments.positions), "position embedding"
+
+
+def _self_test(model: Model, place: Place, sides: Sides, chosen: tuple[Sequence[int], Sequence[int]]) -> SelfTest:
+    """A few pairs of the table in the model itself."""
+    n = min(CHECKED, *map(len, chosen))
+    query, key = sides.query[list(chosen[0][:n])], sides.key[list(chosen[1][:n])]
+    return check_scores(model, place.layer, place.head, query, key, max(1, place.offsets[0]))
 
 
 def plot(result: QKResult) -> Figure:
@@ -316,9 +245,9 @@ def _table(
 
 
 def _matching(
-    context: Context, arguments: Arguments, place: Place, sides: Sides, by_offset: dict[int, Factors]
+    model: Model, arguments: Arguments, place: Place, sides: Sides, by_offset: dict[int, Factors]
 ) -> tuple[Matching, ...]:
-    cores = random_qk_cores(context.model, place.layer, sides.query, sides.key, DRAWS, arguments.seed)
+    cores = random_qk_cores(model, place.layer, sides.query, sides.key, DRAWS, arguments.seed)
     null = positive_share(eigenvalues(cores))
     return tuple(
         Matching(
