@@ -157,8 +157,8 @@ def _rewrite(
     whole = getattr(envoy, side)
     before = to_site(_tensor(whole))
     after = visits.at(site, before)
-    if after is before:
-        return None
+    if after is before and (to_site is _same or not visits.gradients):
+        return None  # with a graph a view is put back all the same: read beside the way, its gradient would be 0
     setattr(envoy, side, _like(whole, back(after)))
     return after
 
