@@ -97,6 +97,18 @@ def test_models_and_doctor_tell_what_is_there(tmp_path: Path) -> None:
     assert doctor.returncode == (1 if "FAULT" in doctor.stdout else 0)
 
 
+def test_the_workspace_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
+    from anatomist.__main__ import _parser
+
+    for words in (["--workspace", "w", "--allow", "a", "models"], ["models", "--workspace", "w", "--allow", "a"]):
+        options = _parser().parse_args(words)
+        assert (options.workspace, options.allow) == (Path("w"), [Path("a")])
+    for words in (["models"], ["run", "list_runs", "--allow", "a", "--allow", "b"]):
+        options = _parser().parse_args(words)
+        assert options.workspace is None
+        assert options.allow == [Path(p) for p in ("a", "b") if p in words]
+
+
 def test_version(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout == "anatomist 0.1.0\n"
 

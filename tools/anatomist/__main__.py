@@ -39,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="anatomist", description="Mechanistic interpretability from the shell.")
     parser.add_argument("--version", action="version", version=f"anatomist {__version__}")
+    _add_folders(parser)
+    parser.set_defaults(workspace=None, allow=[])
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--workspace", type=Path, help="folder of runs and prompt sets (default ./.anatomist)")
-    shared.add_argument("--allow", action="append", default=[], type=Path, help="another folder that may be read")
+    _add_folders(shared)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
@@ -60,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     command("models", _models, "show the models that can be loaded by name")
     command("doctor", _doctor, "check versions, known-bad pairs, devices, memory; status 1 when something is wrong")
     return parser
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    """Options that may stand before or after the command; nothing is set where they are not given."""
+    unset = argparse.SUPPRESS
+    parser.add_argument("--workspace", type=Path, default=unset, help="folder of runs (default ./.anatomist)")
+    parser.add_argument(
+        "--allow", action="extend", nargs=1, type=Path, default=unset, help="another folder that may be read"
+    )
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -162,8 +162,11 @@ def _provenance(section: Section, demo: Demo, seconds: dict[str, float]) -> None
 
 
 def _picture(section: Section, store: Store, result: Result) -> None:
+    """The run's picture, and what it warns of."""
     run = _about(result).run
     section.figure(Figure.model_validate(store.get(run).json("figure.json")), run=run)
+    for warning in result.warnings:
+        section.note(warning)
 
 
 def _joint(result: AblationResult) -> JointEffect:

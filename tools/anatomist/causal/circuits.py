@@ -136,6 +136,11 @@ def qk_factors(
     return Factors(scaling * queries(model, layer, head, query, offset), keys(model, layer, head, key))
 
 
+def soft_capped(scores: Float[Tensor, "*any"], cap: float | None) -> Float[Tensor, "*any"]:
+    """Scores as the model caps them, where it does."""
+    return scores if cap is None else cap * (scores / cap).tanh()
+
+
 def ov_factors(
     model: Model, layer: int, head: int, source: Float[Tensor, "n D"], ids: Sequence[int] | None = None
 ) -> Factors:

@@ -10,7 +10,7 @@ from ..model.protocol import Model
 from ..model.sites import Site
 from ..model.sweep_cost import pieces
 from ..result import SelfTest
-from .circuits import ROWS, core_of, qk_factors, values
+from .circuits import ROWS, core_of, qk_factors, soft_capped, values
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,8 +33,7 @@ def check_scores(
     edit = Edit(site=Site("resid_pre", layer), rule="set", value=value.to(dtype))
     own = widened(model.run(tokens, read=[site], edits=[edit]).reads[site][:, offset, 0])
     left, right = qk_factors(model, layer, head, query, key, offset)
-    mine, cap = (left * right).sum(-1), model.weights.attention_rule(layer).score_cap
-    mine = mine if cap is None else cap * (mine / cap).tanh()
+    mine = soft_capped((left * right).sum(-1), model.weights.attention_rule(layer).score_cap)
     return _agreement("scores against the model's own on the same vectors", mine, own, dtype.itemsize)
 
 

@@ -10,7 +10,7 @@ STRONG = 0.6  # share of the colour scale from which text is drawn in the light 
 TEXT_LIMIT = 11  # characters of a text in a cell
 
 
-def heatmap(panel: Heatmap, *, legend: bool = True, largest: float = 30.0) -> Part:
+def heatmap(panel: Heatmap, largest: float) -> Part:
     """Rows from top to bottom, columns from left to right, in the grid's order; `largest`: pixels of a cell."""
     rows, columns = panel.grid.axes
     wide, high = _cell_size(panel, largest)
@@ -26,7 +26,7 @@ def heatmap(panel: Heatmap, *, legend: bool = True, largest: float = 30.0) -> Pa
     cells: dict[str, object] = {
         "mark": {"type": "rect"},
         "transform": [{"filter": "datum.v !== null"}],
-        "encoding": {"color": _colour(panel, legend, high * len(rows.labels)), "tooltip": tooltip},
+        "encoding": {"color": _colour(panel, high * len(rows.labels)), "tooltip": tooltip},
     }
     empty = {"mark": {"type": "rect", "style": "cell-empty"}, "transform": [{"filter": "datum.v === null"}]}
     layers = [empty, cells] if panel.grid.values is None or None in panel.grid.values else [cells]
@@ -52,13 +52,13 @@ def domain(panel: Heatmap) -> tuple[float, float]:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def _colour(panel: Heatmap, legend: bool, height: float) -> dict[str, object]:
+def _colour(panel: Heatmap, height: float) -> dict[str, object]:
     low, high = domain(panel)
     scale: dict[str, object] = {"domain": [low, high], "clamp": True, "interpolate": "rgb"}
     if panel.diverging:
         scale |= {"domainMid": 0}
     drawn = {"title": _wrapped(panel.grid.unit), "gradientLength": max(70, min(170, int(height))), "tickCount": 5}
-    return {"field": "v", "type": "quantitative", "scale": scale, "legend": drawn if legend else None}
+    return {"field": "v", "type": "quantitative", "scale": scale, "legend": drawn}
 
 
 def _wrapped(unit: str) -> list[str]:

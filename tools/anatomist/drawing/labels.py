@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 from .theme import LABEL
 
-LONGEST = 26  # characters of a label
+LONGEST = 34  # characters of a label
 CHARACTER = 0.56 * LABEL  # mean width in pixels
 
 
 def shown(text: str) -> str:
-    """A label as it is drawn: control characters spelled out, the middle left out when it is long."""
+    """A label as it is drawn: control characters spelled out, blanks in quotes, no middle when it is long."""
     plain = text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
     plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in plain)
+    if plain and not plain.strip():
+        return f"'{plain}'"
     if len(plain) <= LONGEST:
         return plain
     return plain[: LONGEST - 9] + "…" + plain[-8:]

@@ -19,8 +19,8 @@ LETTER = 5.6  # pixels of a caption's character
 def spec(figure: Figure, *, words: bool = True) -> dict[str, object]:
     """The Vega-Lite specification; `words=False` leaves title and caption to the page it stands in."""
     shared = _one_scale(figure)
-    last, largest = len(figure.panels) - 1, FEW if len(figure.panels) <= 2 else MANY
-    parts = [_part(p, legend=not shared or i == last, largest=largest) for i, p in enumerate(figure.panels)]
+    largest = FEW if len(figure.panels) <= 2 else MANY
+    parts = [_part(panel, largest) for panel in figure.panels]
     views = [_titled(part, panel) for part, panel in zip(parts, figure.panels, strict=True)]
     out: dict[str, object] = {"$schema": SCHEMA}
     if words:
@@ -33,10 +33,10 @@ def spec(figure: Figure, *, words: bool = True) -> dict[str, object]:
     return out | {"concat": views, "columns": columns, "align": "none" if columns == 1 else "each"} | _resolve(shared)
 
 
-def _part(panel: Panel, *, legend: bool, largest: float) -> Part:
+def _part(panel: Panel, largest: float) -> Part:
     match panel:
         case Heatmap():
-            return heatmap(panel, legend=legend, largest=largest)
+            return heatmap(panel, largest)
         case Lines():
             return lines(panel)
         case Bars():
@@ -50,7 +50,7 @@ def _titled(part: Part, panel: Panel) -> dict[str, object]:
 
 
 def _one_scale(figure: Figure) -> bool:
-    """Whether all panels are heat maps on one given colour scale."""
+    """Whether all panels are heat maps on one given colour scale, whose legend is then drawn once."""
     scales = {(p.domain, p.diverging, p.grid.unit) if isinstance(p, Heatmap) else None for p in figure.panels}
     return len(figure.panels) > 1 and len(scales) == 1 and all(s is not None and s[0] is not None for s in scales)
 

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..causal.circuits import VECTORS, TokensAs, group_name, position_vectors, qk_factors, token_vectors
+from ..causal.circuits import (
+    VECTORS,
+    TokensAs,
+    group_name,
+    position_vectors,
+    qk_factors,
+    soft_capped,
+    token_vectors,
+)
 from ..causal.circuits_checked import check_scores, random_qk_cores
 from ..causal.low_rank import Factors, eigenvalues, extremes, positive_share, singular_values
 from ..causal.measured import failed
@@ -234,7 +242,7 @@ def _table(
     chosen: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Grid:  # fmt: skip
     rows, columns = chosen
-    found = [[place.capped(v) for v in row] for row in m.entries(rows, columns).tolist()]
+    found = soft_capped(m.entries(rows, columns), place.cap).tolist()
     if arguments.between == "positions":
         labels = tuple(map(str, rows))
         values = [v if k <= q else None for q, row in enumerate(found) for k, v in enumerate(row)]
@@ -269,10 +277,10 @@ def _profile(model: Model, arguments: Arguments, place: Place, sides: Sides) -> 
     others: list[float] = []
     for offset in offsets:
         factors = qk_factors(model, place.layer, place.head, sides.query[sample], sides.key[sample], offset)
-        m = factors.entries(range(len(sample)), range(len(sample)))
+        m = soft_capped(factors.entries(range(len(sample)), range(len(sample))), place.cap)
         own = m.diagonal()
-        itself.append(place.capped(float(own.mean())))
-        others.append(place.capped(float((m.sum() - own.sum()) / max(1, m.numel() - own.numel()))))
+        itself.append(float(own.mean()))
+        others.append(float((m.sum() - own.sum()) / max(1, m.numel() - own.numel())))
     axes = (("keys", ("the same token", "other tokens")), ("offset", tuple(map(str, offsets))))
     return grid(f"mean score of {len(sample)} random tokens", "score", axes, [*itself, *others])
 
