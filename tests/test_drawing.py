@@ -7,12 +7,14 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from typing import Any
 
 import pytest
 from anatomist.drawing import bundle, embed_snippet, html, png, spec
 from anatomist.drawing.heatmap import domain
 from anatomist.drawing.labels import index_axis, shown
+from anatomist.drawing.render import _chunks, compressed
 from anatomist.drawing.theme import PALETTES, config
 from anatomist.figures import Bars, Figure, Heatmap, Lines, Scatter, Series
 from anatomist.result import grid
@@ -98,6 +100,21 @@ def test_every_kind_of_panel_is_drawn_in_both_themes(name: str, theme: Any) -> N
 def test_scale_is_pixels_per_drawn_pixel() -> None:
     once, twice = (size(png(figure(bars()), scale=scale)) for scale in (1, 2))
     assert twice == pytest.approx((2 * once[0], 2 * once[1]), abs=2)
+
+
+def test_a_picture_packed_anew_has_the_same_pixels_in_fewer_bytes() -> None:
+    from vl_convert import vegalite_to_png
+
+    drawn = vegalite_to_png(spec(figure(heat(1.0, -2.0, 0.3, 0.5), lines())), vl_version="6.4", scale=2)
+    packed = compressed(drawn)
+    assert len(packed) < 0.7 * len(drawn)
+    before, after = (dict[bytes, bytes]() for _ in range(2))
+    for into, picture in ((before, drawn), (after, packed)):
+        for kind, data in _chunks(picture):
+            into[kind] = into.get(kind, b"") + data
+    assert list(before) == list(after)
+    assert zlib.decompress(before.pop(b"IDAT")) == zlib.decompress(after.pop(b"IDAT"))
+    assert before == after
 
 
 def test_the_picture_changes_with_a_single_number() -> None:

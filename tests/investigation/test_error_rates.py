@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from anatomist.investigation.bench import Setting
 from anatomist.investigation.checks import run_check
-from anatomist.investigation.record import CHECKS, REQUIRED, CheckName, Finding
+from anatomist.investigation.record import CHECKS, CheckName, Finding
 from anatomist.investigation.verdict import verdict_of
 from anatomist.model.backends.toy_circuits import induction
 from anatomist.model.protocol import Model
@@ -115,6 +115,32 @@ def test_of_twenty_false_claims_none_is_validated() -> None:
 @pytest.mark.positive_control
 def test_of_ten_true_claims_nine_or_more_are_validated() -> None:
     assert sum(verdict(true(i)) == "validated" for i in range(10)) >= 9
+
+
+def swapped_throughout(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """A task that the model never does: its heads are needed for the opposite."""
+    return tuple(p.model_copy(update={"answer": p.wrong, "wrong": p.answer}) for p in prompts)
+
+
+def swapped_in_discovery(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """An effect that is not there on the templates of discovery; only the held-out part has 'a quarter'."""
+    held_out = any(p.template == "a quarter" for p in prompts)
+    return tuple(prompts) if held_out else swapped(prompts, seed)
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize(
+    ("check", "claim", "spoil"),
+    [
+        ("baseline", finding(), swapped_throughout),
+        ("causal", finding(), swapped_in_discovery),
+        ("specific", finding(("L1H2", "L1H1")), as_drawn),
+    ],
+)
+def test_without_a_check_a_null_made_for_it_is_validated(check: CheckName, claim: Finding, spoil: Spoil) -> None:
+    trials = [Trial(check, variant(i), claim, spoil, i) for i in range(3)]
+    assert [verdict(t) == "validated" for t in trials] == [False] * 3
+    assert [verdict(t, without=check) == "validated" for t in trials] == [True] * 3
 
 
 @pytest.mark.slow

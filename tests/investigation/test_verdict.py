@@ -67,9 +67,9 @@ def test_a_failed_check_outweighs_a_missing_one() -> None:
 
 def test_the_wording_claims_no_more_than_the_verdict() -> None:
     figures = {"share": 0.93}
-    said = {v: wording(finding(), v, checks(**figures)) for v in ("validated", "supported", "refuted", "inconclusive")}
+    said = {v: wording(finding(), v, checks(None, **figures)) for v in ("validated", "supported", "refuted", "inconclusive")}
     assert said["validated"].startswith("On held-out prompts, L0H1, L1H2 together are needed for the behaviour")
-    assert "L1H2 is needed" in wording(finding(("L1H2",)), "validated", checks(**figures))
+    assert "L1H2 is needed" in wording(finding(("L1H2",)), "validated", checks(None, **figures))
     assert said["validated"].endswith("A circuit, not the circuit.")
     assert "not every required check" in said["supported"]
     assert "does not hold" in said["refuted"]

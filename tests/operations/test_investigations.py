@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from anatomist.errors import BadArguments, UnknownName
 from anatomist.host import Host
 from anatomist.operations.compare_runs import RunsCompared
+from anatomist.operations.export_notebook import Exported
 from anatomist.operations.investigation_status import Status
 from anatomist.operations.reproduce_run import NotReproduced, Reproduced
 
-from tests.investigation.on_toys import MODEL, TRUE_HEADS, ablated, claimed, opened, predicted, prompts
+from tests.investigation.on_toys import MODEL, TRUE_HEADS, ablated, claimed, opened, predicted, prompts, validated
 
 
 @pytest.fixture
@@ -139,6 +144,7 @@ def test_a_run_made_again_in_a_fresh_process_gives_the_same_numbers(host: Host, 
     assert made.again != run
     assert made.numbers.compared > 20
     assert [c.where for c in made.depends] == []
+    assert [r.run for r in host.ledger.get(investigation).runs] == [run]
 
 
 @pytest.mark.bad_input
@@ -148,3 +154,61 @@ def test_a_run_that_cannot_be_made_again_says_what_the_fresh_process_said(host: 
     (host.shelf.folder / f"{handle}.json").unlink()
     with pytest.raises(NotReproduced, match=handle):
         host.call("reproduce_run", {"run": run})
+
+
+def exported(host: Host, investigation: str) -> Exported:
+    result = host.call("export_notebook", {"investigation": investigation}).result
+    assert isinstance(result, Exported)
+    return result
+
+
+def executed(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.positive_control
+def test_the_script_runs_from_top_to_bottom_and_finds_every_stored_number(
+    host: Host, investigation: str, tmp_path: Path
+) -> None:
+    """The runs of the checks and one on prompts of one's own among them; without the workspace they came from."""
+    inline = [{"clean": [1, 2, 3, 1], "answer": 2, "wrong": 5}, {"clean": [4, 5, 6, 4], "answer": 5, "wrong": 2}]
+    ablated(host, investigation, inline, TRUE_HEADS, controls=0)
+    hypothesis, handle = predicted(host, investigation, TRUE_HEADS), prompts(host)
+    run = ablated(host, investigation, handle, TRUE_HEADS, controls=0, ablation="resample").run_id
+    finding = claimed(host, investigation, hypothesis, run, TRUE_HEADS)
+    validated(host, investigation, finding, checks=["baseline", "causal", "held_out"])
+    made = exported(host, investigation)
+    assert made.runs == 5
+    elsewhere = Path(made.folder).rename(tmp_path.parent / f"{tmp_path.name}-sent")
+    done = executed(str(elsewhere / "investigation.py"), elsewhere)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert done.stdout.strip().endswith("all 5 runs gave the stored numbers")
+
+
+@pytest.mark.negative_control
+def test_the_script_fails_where_a_stored_number_was_another(host: Host, investigation: str) -> None:
+    ablated(host, investigation, prompts(host), TRUE_HEADS, controls=0)
+    made = exported(host, investigation)
+    path = Path(made.folder) / "expected" / "r-0001.json"
+    record = json.loads(path.read_text())
+    record["joint"][0]["change"]["mean"] += 0.01
+    path.write_text(json.dumps(record))
+    done = executed(made.script, Path(made.folder))
+    assert done.returncode == 1
+    assert "r-0001: 1 of" in done.stderr
+
+
+def test_the_notebook_holds_the_same_code_as_the_script(host: Host, investigation: str) -> None:
+    ablated(host, investigation, prompts(host), TRUE_HEADS, controls=0)
+    made = exported(host, investigation)
+    book = json.loads(Path(made.notebook).read_text())
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    code = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
+    assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(Path(made.script).read_text()))
+
+
+@pytest.mark.bad_input
+def test_an_investigation_without_runs_has_no_notebook(host: Host, investigation: str) -> None:
+    with pytest.raises(BadArguments, match="holds no run yet"):
+        exported(host, investigation)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from anatomist.errors import BadPrompts
+from anatomist.errors import BadPrompts, ParityError
 from anatomist.measures.metrics import widened
 from anatomist.model.backends.toy_circuits import tiny
 from anatomist.model.loading import wrap_model
@@ -92,6 +92,21 @@ def test_the_lens_of_a_middle_layer_is_the_norm_of_that_residual() -> None:
     expected = (scaled @ weights.unembed()).softmax(-1)[5]
     result = read(model, Prompt(clean=(1, 2, 3, 4), answer=5, wrong=6))
     assert result.layers[1].probability.mean == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_model_in_half_precision_is_read_and_says_so() -> None:
+    model = wrap_model(FAMILIES["llama"]().to(torch.bfloat16), None, name="llama-half")
+    result = read(model, Prompt(clean=(1, 2, 3, 4), answer=5, wrong=6))
+    assert result.self_tests[0].passed
+    assert result.self_tests[0].found > 1e-4  # float32's exactness is not claimed
+    assert any("bfloat16" in w for w in result.warnings)
+
+
+def test_a_lens_that_is_not_the_models_own_is_withheld(monkeypatch: pytest.MonkeyPatch, toy: Model) -> None:
+    given = logit_lens.lens
+    monkeypatch.setattr(logit_lens, "lens", lambda model, residual: 1.01 * given(model, residual))
+    with pytest.raises(ParityError, match="differs from the model's own log-probabilities"):
+        read(toy, PROMPT)
 
 
 @pytest.mark.bad_input

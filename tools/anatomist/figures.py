@@ -82,11 +82,32 @@ class Scatter(Frozen):
     diagonal: bool = Field(default=False, description="Draw the line y = x: both axes measure the same thing.")
 
 
+class Graph(Frozen):
+    """Nodes on levels, the first level at the bottom, joined by edges whose width is their size."""
+
+    kind: Literal["graph"] = "graph"
+    title: str
+    value_title: str
+    nodes: tuple[str, ...] = Field(description="A name per node.")
+    levels: tuple[int, ...] = Field(description="Per node its level: what writes earlier stands lower.")
+    edges: tuple[tuple[int, int], ...] = Field(description="From and to, as indices into the nodes.")
+    values: tuple[float, ...] = Field(description="One per edge; the sign is its colour.")
+    labels: tuple[str, ...] = Field(description="One per edge, shown on hover.")
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Graph:
+        if len(self.nodes) != len(self.levels) or not len(self.edges) == len(self.values) == len(self.labels):
+            raise ValueError(f"the graph {self.title!r} needs a level per node, a value and a label per edge")
+        if any(not 0 <= end < len(self.nodes) for edge in self.edges for end in edge):
+            raise ValueError(f"the graph {self.title!r} has an edge to a node that it does not have")
+        return self
+
+
 class Figure(Frozen):
     """One picture: panels laid out in columns, with a caption that says what the numbers are."""
 
     title: str
     caption: str = Field(description="Metric, direction, ablation, n, model: what a reader must know.")
-    panels: tuple[Heatmap | Lines | Bars | Scatter, ...]
+    panels: tuple[Heatmap | Lines | Bars | Scatter | Graph, ...]
     columns: int = 1
     links: Mapping[str, str] = Field(default_factory=dict)

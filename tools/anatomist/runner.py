@@ -40,6 +40,7 @@ class ResolvedPrompts:
 
     chosen: PromptSet
     source: str  # handle, file, or 'inline'
+    held_out: PromptSet | None = None  # the part kept back, where discovery prompts of a generated set were chosen
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def prompts_of(prompts: object, split: str, *, shelf: Shelf, roots: Roots) -> Re
     """
     if isinstance(prompts, str) and not prompts.endswith(".jsonl"):
         pair = shelf.get(prompts)
-        return ResolvedPrompts(pair.held_out if split == "held_out" else pair.discovery, prompts)
+        if split == "held_out":
+            return ResolvedPrompts(pair.held_out, prompts)
+        return ResolvedPrompts(pair.discovery, prompts, pair.held_out)
     chosen = load_jsonl(prompts, roots) if isinstance(prompts, str) else inline_set(_listed(prompts))
     if split == "held_out":
         raise BadPrompts(f"{chosen.handle!r} has no held-out part; leave `split` out, or call make_prompts.")
@@ -89,7 +92,8 @@ def run_technique(
     _seed(arguments.seed)
     with store.writing() as writer:
         context = Context(
-            model=model, prompts=prompts.chosen if prompts else None, progress=progress, budget_bytes=budget_bytes,
+            model=model, prompts=prompts.chosen if prompts else None, held_out=prompts.held_out if prompts else None,
+            progress=progress, budget_bytes=budget_bytes,
             stream=writer.stream, random_twin=partial(_random_twin, model),
         )  # fmt: skip
         started, clock = datetime.now(UTC), time.perf_counter()

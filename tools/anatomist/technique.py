@@ -102,6 +102,7 @@ class Context:
 
     model: Model
     prompts: PromptSet | None = None  # the chosen split, resolved from `arguments.prompts`
+    held_out: PromptSet | None = None  # the part kept back, for techniques that find on one part and test on the other
     progress: Progress = lambda done, total, what: None
     budget_bytes: int = 2 * 1024**3  # memory a technique may plan with, beyond the weights
     arrays: dict[str, KeptArray] = field(default_factory=dict)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from ..figures import Bars, Figure, Heatmap, Lines, Scatter
+from ..figures import Bars, Figure, Graph, Heatmap, Lines, Scatter
 from .charts import bars, lines, scatter
+from .graph import graph
 from .heatmap import heatmap
 from .parts import Part
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-Panel = Heatmap | Lines | Bars | Scatter
+Panel = Heatmap | Lines | Bars | Scatter | Graph
 SIDE = 90.0  # pixels that axes and a legend take beside a panel
 FEW, MANY = 30.0, 18.0  # pixels of a heat map cell, among few and many panels
 LETTER = 5.6  # pixels of a caption's character
@@ -43,6 +44,8 @@ def _part(panel: Panel, largest: float) -> Part:
             return bars(panel)
         case Scatter():
             return scatter(panel)
+        case Graph():
+            return graph(panel)
 
 
 def _titled(part: Part, panel: Panel) -> dict[str, object]:

@@ -82,7 +82,7 @@ def measure(
         first = patched.effects[0]
         assert first.other is not None
         return _share(patched, run, finding.components, base=first.other.mean - first.base.mean, sign=sign)
-    raise NotApplicable(f"a claim of kind {which!r} has no intervention that would decide it: probe or lens runs describe it, they do not validate it.")
+    raise NotApplicable(f"no intervention decides a claim of kind {which!r}: lens and probe runs describe it only.")
 
 
 def components(finding: Finding) -> tuple[str, dict[str, object]]:

@@ -51,7 +51,8 @@ def wording(finding: Finding, verdict: VerdictName, checks: Sequence[Check]) -> 
     if verdict == "supported":
         return f"There is evidence that {parts} {means}{share}; not every required check could be made."
     if verdict == "refuted":
-        return f"The claim does not hold: {parts} {'have' if many else 'has'} too small an effect, or the wrong one{share}."
+        have = "have" if many else "has"
+        return f"The claim does not hold: {parts} {have} too small an effect, or the wrong one{share}."
     return f"The checks do not decide whether {parts} {means}{share}."
 
 

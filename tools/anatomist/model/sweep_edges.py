@@ -7,7 +7,8 @@ r sees, with c the activations of the other run and a those of this very pass,
     residual of the other run at r  +  sum over kept edges (s, r) of  a(s) - c(s)
 
 so that all edges give the base run and none the other one. A kept edge carries what its sender makes of its own kept
-inputs (Syed et al., arXiv 2310.10348, section 2; Hanna et al., arXiv 2403.17806, section 2.2). Positions are not told apart.
+inputs (Syed et al., arXiv 2310.10348, section 2; Hanna et al., arXiv 2403.17806, section 2.2). Positions are not told
+apart.
 """
 
 from __future__ import annotations
@@ -98,7 +99,6 @@ class Trace(NamedTuple):
     """One plain pass."""
 
     written: Float[Tensor, "S B T D"]  # what each sender wrote
-    inputs: Float[Tensor, "R B T D"] | None  # the gradient's handles on what each receiver saw
     values: Float[Tensor, " B"]
 
 
@@ -233,7 +233,7 @@ class EdgeSweep:
             residual[:] = [residual[0] + x]
 
         final = _Pass(self.parts, see, wrote, biased).run(self.parts.embed(tokens) if start is None else start)
-        return Trace(torch.cat(written), None, self._metric(final, tokens, metric))
+        return Trace(torch.cat(written), self._metric(final, tokens, metric))
 
     def _circuit(
         self, tokens: Tokens, embedded: Tensor, other: Float[Tensor, "S B T D"], mask: Bool[Tensor, "R S"],
@@ -256,7 +256,10 @@ class EdgeSweep:
             residual.add_(other[n : n + len(x)].sum(0))
             count[0] = n + len(x)
 
-        final = _Pass(self.parts, see, wrote, residual.add_).run(embedded)
+        def biased(x: Tensor) -> None:
+            residual.add_(x)
+
+        final = _Pass(self.parts, see, wrote, biased).run(embedded)
         return self._metric(final, tokens, metric)
 
     def _metric(self, final: Float[Tensor, "B T D"], tokens: Tokens, metric: Metric) -> Float[Tensor, " B"]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -62,7 +61,7 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Reproduced:
     """
     stored = desk.store.get(arguments.run)
     about = stored.about()
-    again = _run_afresh(desk.workspace, about.technique, json.dumps(stored.json("arguments.json")), progress)
+    again = _run_afresh(desk, about.technique, _asked(stored.json("arguments.json")), progress)
     other = desk.store.get(again)
     numbers = compare_numbers(
         _result(stored.json("result.json")), _result(other.json("result.json")),
@@ -83,11 +82,22 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Reproduced:
     )
 
 
-def _run_afresh(workspace: Path, technique: str, arguments: str, progress: Progress) -> str:
+def _asked(arguments: dict) -> str:
+    """The stored arguments; the new run is evidence of nothing new, so that it stays out of the investigation."""
+    return json.dumps({**arguments, "investigation": None})
+
+
+def _run_afresh(desk: Desk, technique: str, arguments: str, progress: Progress) -> str:
     """The id of the new run; cancellation ends the process."""
-    command = [sys.executable, "-m", "anatomist", "--workspace", str(workspace), "run", technique, arguments]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=out, stderr=said, text=True)
+    folders = [part for folder in desk.roots.folders for part in ("--allow", str(folder))]
+    command = [
+        sys.executable, "-m", "anatomist", "run", "--workspace", str(desk.workspace), *folders, technique, "-",
+    ]  # fmt: skip
+    scratch = tempfile.TemporaryFile
+    with scratch("w+") as asked, scratch("w+") as out, scratch("w+") as said:
+        asked.write(arguments)
+        asked.seek(0)
+        process = subprocess.Popen(command, stdin=asked, stdout=out, stderr=said, text=True)
         try:
             ticks = 0
             while process.poll() is None:
