@@ -16,7 +16,7 @@ from anatomist.estimate.calibration import Rate, machine_rate, measured_rate
 from anatomist.estimate.cost import in_bytes
 from anatomist.estimate.named import NAMED, Work, cost_of_named
 from anatomist.estimate.sizes import Sizes, bytes_to_load, sizes_of_name
-from anatomist.estimate.techniques import cost_of_technique, sweep_cells
+from anatomist.estimate.techniques import Extent, cost_of_technique, sweep_cells
 from anatomist.model.protocol import Model
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
@@ -200,7 +200,7 @@ def test_a_sweeps_cells_are_counted_from_its_arguments() -> None:
 
     def basis(**given: object) -> str:
         arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", **given})
-        return cost_of_technique(entry.module, arguments, SMOL, 2, 14, RATE).basis
+        return cost_of_technique(entry.module, arguments, SMOL, Extent(2, 14), RATE).basis
 
     assert basis(site="resid_pre").startswith("420 cells")  # 30 layers x 14 positions
     assert basis(site="head").startswith("270 cells")  # 30 layers x 9 heads
@@ -211,16 +211,47 @@ def test_a_sweeps_cells_are_counted_from_its_arguments() -> None:
 
 @pytest.mark.hand_worked
 def test_a_sweep_computes_what_comes_after_its_cells() -> None:
-    heads = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, 14, 14)
+    heads = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, Extent(1, 14))
     assert heads == (270, 9 * 465 * 14)  # 30 + 29 + ... + 1 = 465 layers
-    both = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, 14, 5)
+    both = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, Extent(1, 14, 9))
     assert both == (270, 9 * 465 * 5)  # nine of fourteen tokens are the same in both runs
-    residual = sweep_cells({"direction": "", "site": "resid_pre"}, SMOL, 14, 14)
+    residual = sweep_cells({"direction": "", "site": "resid_pre"}, SMOL, Extent(1, 14))
     assert residual == (420, 465 * 14 * 7)  # half of the positions come after a cell
     some = {"ablation": "mean", "site": "head", "heads": ("L20H3", "L5H1"), "together": None, "controls": 20}
     # two heads (10 and 25 layers), and 21 sets of them from layer 5 on
-    assert sweep_cells(some, SMOL, 14, 14) == (23, (10 + 25 + 21 * 25) * 14)
-    assert sweep_cells({**some, "together": False}, SMOL, 14, 14) == (2, (10 + 25) * 14)
+    assert sweep_cells(some, SMOL, Extent(1, 14)) == (23, (10 + 25 + 21 * 25) * 14)
+    assert sweep_cells({**some, "together": False}, SMOL, Extent(1, 14)) == (2, (10 + 25) * 14)
+
+
+@pytest.mark.hand_worked
+def test_batches_keep_within_the_budget_and_a_single_prompt_is_the_least() -> None:
+    entry = Catalog().find("run_with_cache")
+
+    def peak(budget: int | None, **given: object) -> tuple[int, int]:
+        arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", **given})
+        told = cost_of_technique(entry.module, arguments, SMOL, Extent(100, 14, budget=budget), RATE)
+        return told.peak_bytes, told.disk_bytes
+
+    everything = peak(None, sites=["blocks.3.resid_post"], keep=False)[0]
+    assert peak(10**6, sites=["blocks.3.resid_post"], keep=False)[0] == 10**6
+    assert peak(1, sites=["blocks.3.resid_post"], keep=False)[0] == everything // 100
+    # 100 prompts x 14 tokens x 576 x 4 bytes are kept on disk, not in memory
+    kept, disk = peak(None, sites=["blocks.3.resid_post"], keep=True)
+    assert (everything - kept, disk) == (3_225_600, 3_225_600)
+
+
+@pytest.mark.hand_worked
+def test_gradients_cost_a_few_passes_and_their_re_checks() -> None:
+    entry = Catalog().find("attribution_patching")
+
+    def passes(**given: object) -> float:
+        arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", "top": 1, "sample": 0, **given})
+        told = cost_of_technique(entry.module, arguments, SMOL, Extent(8, 14), RATE)
+        return told.flops / f.forward_flops(SMOL, 8, 14, logits_per_row=1)
+
+    # two forwards and a backward (worth two) are 4, the re-check's own two runs 2, and its cell half a pass
+    assert passes() == pytest.approx(6.5, abs=0.1)
+    assert passes(method="integrated", steps=5) == pytest.approx(22.5, abs=0.1)
 
 
 def test_bytes_are_written_for_reading() -> None:

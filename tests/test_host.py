@@ -74,6 +74,8 @@ def test_a_model_folder_outside_the_roots_is_refused(host: Host, tmp_path_factor
 def test_a_technique_that_would_not_fit_is_refused_before_it_runs(host: Host) -> None:
     with pytest.raises(WouldNotFit, match=r"hold_much needs about 1000\.0 TB \(mostly everything, 1000\.0 TB\)"):
         host.call("hold_much", {"model": "toy-induction"})
+    with pytest.raises(WouldNotFit, match=r"hold_much would write about 1000\.0 TB .* free where the workspace is"):
+        host.call("hold_much", {"model": "toy-induction", "disk": True})
     assert host.store.ids() == ()
 
 

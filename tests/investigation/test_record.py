@@ -6,7 +6,7 @@ import pytest
 from anatomist.investigation.record import EVENT, Decision, Opened, Verdict, add_up
 from pydantic import ValidationError
 
-from .on_toys import AT, finding, hypothesis
+from .on_toys import AT, TRUE_HEADS, finding, hypothesis
 
 OPENED = Opened(at=AT, question="q", model="m")
 
@@ -51,4 +51,4 @@ def test_every_event_comes_back_from_its_line() -> None:
 @pytest.mark.parametrize("change", [{"runs": ()}, {"components": ()}, {"minimum_effect": 0.0}, {"kind": "causes"}])
 def test_a_finding_without_runs_components_or_a_size_that_matters_is_none(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        finding(**change)
+        finding(TRUE_HEADS, **change)

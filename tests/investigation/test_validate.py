@@ -43,7 +43,7 @@ def test_the_true_heads_are_validated_as_necessary_and_every_check_has_its_runs(
 def test_what_is_not_so_is_never_validated(
     host: Host, heads: Sequence[str], prediction: dict[str, object], verdict: str
 ) -> None:
-    found = whole(host, heads, **prediction)
+    found = whole(host, heads, "necessary", **prediction)
     assert found.verdict == verdict, found.summary
     assert found.reasons
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from anatomist.investigation.record import CHECKS, REQUIRED, Check, CheckName, Outcome
+from anatomist.investigation.record import CHECKS, REQUIRED, Check, CheckName, Outcome, VerdictName
 from anatomist.investigation.verdict import verdict_of, wording
 
 from .on_toys import finding
@@ -67,7 +67,8 @@ def test_a_failed_check_outweighs_a_missing_one() -> None:
 
 def test_the_wording_claims_no_more_than_the_verdict() -> None:
     figures = {"share": 0.93}
-    said = {v: wording(finding(), v, checks(None, **figures)) for v in ("validated", "supported", "refuted", "inconclusive")}
+    verdicts: tuple[VerdictName, ...] = ("validated", "supported", "refuted", "inconclusive")
+    said = {v: wording(finding(), v, checks(None, **figures)) for v in verdicts}
     assert said["validated"].startswith("On held-out prompts, L0H1, L1H2 together are needed for the behaviour")
     assert "L1H2 is needed" in wording(finding(("L1H2",)), "validated", checks(None, **figures))
     assert said["validated"].endswith("A circuit, not the circuit.")

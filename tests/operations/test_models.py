@@ -76,3 +76,9 @@ def test_prompts_are_made_kept_and_used(host: Host) -> None:
     assert isinstance(again, make_prompts.PromptsMade)
     assert again.handle != made.handle
     assert host.shelf.get(again.handle).discovery.prompts == pair.discovery.prompts
+
+
+def test_an_unknown_corruption_lists_those_there_are(host: Host) -> None:
+    asked = {"task": "induction", "model": "toy-induction", "n": 4}
+    with pytest.raises(UnknownName, match="unknown corruption of induction 'typo'"):
+        host.call("make_prompts", {**asked, "corruption": "typo"})

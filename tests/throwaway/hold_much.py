@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from anatomist.estimate.calibration import Rate
 from anatomist.estimate.cost import Cost, Part
+from anatomist.estimate.cost import cost as costs
 from anatomist.estimate.sizes import Sizes
+from anatomist.estimate.techniques import Extent
 from anatomist.figures import Figure
 from anatomist.result import Result
 from anatomist.technique import Arguments as Base
 from anatomist.technique import Context
+from pydantic import Field
 
 TITLE = "Hold much"
 QUESTIONS = ("Does the guard refuse?",)
@@ -19,16 +22,16 @@ PETABYTE = 10**15
 
 
 class Arguments(Base):
-    pass
+    disk: bool = Field(default=False, description="On disk, not in memory.")
 
 
 class Held(Result):
     pass
 
 
-def cost(arguments: Arguments, sizes: Sizes, rows: int, width: int, rate: Rate) -> Cost:
-    part = Part(what="everything", formula="10^15", bytes=PETABYTE)
-    return Cost(parts=(part,), peak_bytes=PETABYTE, flops=0.0, seconds=0.0, basis="nothing")
+def cost(arguments: Arguments, sizes: Sizes, on: Extent, rate: Rate) -> Cost:
+    part = Part(what="everything", formula="10^15", bytes=PETABYTE, place="disk" if arguments.disk else "memory")
+    return costs([part], 0.0, 0.0, sizes, rate, "nothing")
 
 
 def run(context: Context, arguments: Arguments) -> Held:

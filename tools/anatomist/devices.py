@@ -49,6 +49,11 @@ def memory_available() -> int:
     return min(free, max(0, limit - used + _reclaimable()))
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists: what a disk is asked about."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
 def processors() -> int:
     """Processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

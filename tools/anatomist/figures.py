@@ -93,11 +93,14 @@ class Graph(Frozen):
     edges: tuple[tuple[int, int], ...] = Field(description="From and to, as indices into the nodes.")
     values: tuple[float, ...] = Field(description="One per edge; the sign is its colour.")
     labels: tuple[str, ...] = Field(description="One per edge, shown on hover.")
+    marks: tuple[str, ...] | None = Field(default=None, description="One per edge, written on it: 'q', 'k', 'v'.")
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Graph:
         if len(self.nodes) != len(self.levels) or not len(self.edges) == len(self.values) == len(self.labels):
             raise ValueError(f"the graph {self.title!r} needs a level per node, a value and a label per edge")
+        if self.marks is not None and len(self.marks) != len(self.edges):
+            raise ValueError(f"the graph {self.title!r} has {len(self.marks)} marks for {len(self.edges)} edges")
         if any(not 0 <= end < len(self.nodes) for edge in self.edges for end in edge):
             raise ValueError(f"the graph {self.title!r} has an edge to a node that it does not have")
         return self

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ import psutil
 from pydantic import Field
 
 from .catalog import CATALOG, Catalog, Entry, parse_arguments
-from .devices import Compute, free_bytes, memory_available, probe
+from .devices import Compute, existing, free_bytes, memory_available, probe
 from .errors import AnatomistError, UnknownName, Unsupported, WouldNotFit
 from .estimate.calibration import Rate, measured_rate
 from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
-from .estimate.techniques import cost_of_technique
+from .estimate.techniques import Extent, cost_of_technique
 from .host_bench import HostBench
 from .investigation.ledger import Ledger
 from .investigation.noting import admit, note
@@ -253,11 +254,11 @@ class Host(Desk):
     def cost(self, entry: Entry, arguments: Arguments, prompts: PromptSet | None) -> Cost:
         """What a technique would take on a loaded model."""
         loaded = self._loaded(arguments.model)
-        rows, width, shared = 1, 1, 0.0
+        budget, bos = self._budget(loaded.info.device), getattr(arguments, "bos", None)
+        on = Extent(1, 1, budget=budget)
         if prompts is not None:
-            rows, width, shared = _extent(self.model(arguments.model), prompts, getattr(arguments, "bos", None))
-        sizes = Sizes.of_info(loaded.info)
-        return cost_of_technique(entry.module, arguments, sizes, rows, width, loaded.rate, shared=shared)
+            on = _extent(self.model(arguments.model), prompts, bos, budget)
+        return cost_of_technique(entry.module, arguments, Sizes.of_info(loaded.info), on, loaded.rate)
 
     def bench(self, investigation: str, finding: str, progress: Progress) -> HostBench:
         """What the checks of a finding work on."""
@@ -335,7 +336,12 @@ class Host(Desk):
             )
 
     def _check_room_to_run(self, entry: Entry, cost: Cost, device: str) -> None:
-        free = free_bytes(device)
+        free, disk = free_bytes(device), shutil.disk_usage(existing(self.workspace)).free
+        if cost.disk_bytes > disk:
+            raise WouldNotFit(
+                f"{entry.name} would write about {in_bytes(cost.disk_bytes)} ({cost.largest()}); {in_bytes(disk)} are "
+                f"free where the workspace is ({self.workspace}). Keep fewer places or prompts, or free some space."
+            )
         if cost.peak_bytes > free:
             raise WouldNotFit(
                 f"{entry.name} needs about {in_bytes(cost.peak_bytes)} ({cost.largest()}); {in_bytes(free)} are free "
@@ -355,15 +361,15 @@ class Host(Desk):
         )
 
 
-def _extent(model: Model, prompts: PromptSet, bos: bool | None) -> tuple[int, int, float]:
-    """Prompts, tokens of the longest, and tokens that a prompt and its counterfactual begin with alike (mean)."""
+def _extent(model: Model, prompts: PromptSet, bos: bool | None, budget: int) -> Extent:
+    """The size of the work on some prompts."""
     clean = model.tokenize([p.clean for p in prompts.prompts], bos=bos)
     others = [p.corrupted for p in prompts.prompts if p.corrupted is not None]
     if len(others) < clean.n_rows:
-        return clean.n_rows, clean.width, 0.0
+        return Extent(clean.n_rows, clean.width, budget=budget)
     corrupted = model.tokenize(others, bos=bos)
     alike = [first_difference(a, b) for a, b in zip(clean.ids, corrupted.ids, strict=True)]
-    return clean.n_rows, clean.width, sum(alike) / len(alike)
+    return Extent(clean.n_rows, clean.width, sum(alike) / len(alike), budget)
 
 
 def _is_path(name: str) -> bool:

@@ -10,7 +10,7 @@ from ..model.protocol import Model
 from ..model.sites import Site
 from ..model.sweep_cost import pieces
 from ..result import SelfTest
-from .circuits import ROWS, core_of, qk_factors, soft_capped, values
+from .circuits import ROWS, core_of, linear_part, qk_factors, soft_capped, values
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -86,3 +86,18 @@ def random_pair(
     drawn = np.random.default_rng(seed).standard_normal((2, draws, like.shape[0], width), dtype=np.float32)
     both = like.new_tensor(drawn)
     return both[0], both[1]
+
+
+def check_written(model: Model, x: Float[Tensor, "n D"]) -> SelfTest:
+    """Logits of directions by the weights against the model's own, its last residual set to them."""
+    w, site = model.weights, Site("resid_post", model.info.n_layers - 1)
+    norm, unembed, dtype = w.final_norm(), widened(w.unembed()), w.o(0).dtype
+    tokens = model.tokenize([[0]] * x.shape[0], bos=False)
+    edit = Edit(site=site, rule="set", value=x[:, None].to(dtype))
+    own = model.run(tokens, edits=[edit], logits_at=tokens.last).logits
+    assert own is not None
+    mine = linear_part(norm, x) @ unembed / norm.scale(x)
+    for bias in (None if norm.bias is None else widened(norm.bias) @ unembed, w.unembed_bias()):
+        mine = mine if bias is None else mine + widened(bias)
+    mine = soft_capped(mine, w.logit_softcap())
+    return _agreement("logits of what is written against the model's own", mine, widened(own), dtype.itemsize)

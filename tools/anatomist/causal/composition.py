@@ -22,6 +22,7 @@ from ..measures.metrics import widened
 from ..model.protocol import Model
 from ..model.sites import Site
 from .circuits import kv_head, writes
+from .low_rank import triangular
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -37,13 +38,6 @@ class Read(NamedTuple):
     q: Tensor | None
     k: Tensor | None
     v: Tensor
-
-
-def triangular(x: Float[Tensor, "n h"]) -> Float[Tensor, "r h"]:
-    """R of x = U R with orthonormal U: |x y| = |R y| for every y."""
-    import numpy as np
-
-    return x.new_tensor(np.linalg.qr(x.double().cpu().numpy(), mode="r"))
 
 
 def written(model: Model, layer: int) -> Float[Tensor, "H h D"]:

@@ -98,11 +98,11 @@ def singular_values(m: Factors) -> ndarray:
     """Singular values of M [r], largest first."""
     import numpy as np
 
-    left, right = (_triangular(x) for x in m)
-    return np.linalg.svd(left @ right.T, compute_uv=False)
+    left, right = (triangular(x) for x in m)
+    return np.linalg.svd((left @ right.T).double().cpu().numpy(), compute_uv=False)
 
 
-def _triangular(x: Float[Tensor, "n r"]) -> ndarray:
-    import numpy as np
-
-    return np.asarray(np.linalg.qr(x.double().cpu().numpy(), mode="r"))
+def triangular(x: Float[Tensor, "n r"]) -> Float[Tensor, "s r"]:
+    """R of x = U R with orthonormal U: |x y| = |R y| for every y. In double precision inside."""
+    packed = x.double().geqrf()[0]
+    return packed[: min(x.shape)].triu().to(x.dtype)

@@ -9,6 +9,7 @@ from .parts import Part
 Row = dict[str, object]
 LEVEL, NARROW, WIDE = 62.0, 340.0, 760.0  # pixels: between levels, and across
 THICK = 6.0  # pixels of the largest edge
+NEAR, MARKED = 0.72, 40  # where on an edge its mark stands; edges up to which marks are written
 SIGNS = ("works for it", "works against it")
 
 
@@ -21,13 +22,17 @@ def graph(panel: Graph) -> Part:
     places = _places(panel, levels)
     largest = max((abs(v) for v in panel.values), default=0.0) or 1.0
     lines: list[Row] = []
-    for (start, end), value, label in sorted(
-        zip(panel.edges, panel.values, panel.labels, strict=True), key=lambda e: abs(e[1])
-    ):
-        (x, y), (x2, y2) = places[start], places[end]
-        sign = SIGNS[value < 0]
-        lines.append({"x": x, "y": y, "x2": x2, "y2": y2, "v": value, "label": label, "g": sign,
-                      "w": 0.6 + (THICK - 0.6) * abs(value) / largest})  # fmt: skip
+    drawn_before: dict[tuple[int, int], int] = {}
+    for i in sorted(range(len(panel.edges)), key=lambda i: -abs(panel.values[i])):
+        edge, value = panel.edges[i], panel.values[i]
+        (x, y), (x2, y2) = places[edge[0]], places[edge[1]]
+        beside = _aside(drawn_before.get(edge, 0)) / wide
+        drawn_before[edge] = drawn_before.get(edge, 0) + 1
+        lines.append({
+            "x": x + beside, "y": y, "x2": x2 + beside, "y2": y2, "v": value, "label": panel.labels[i],
+            "g": SIGNS[value < 0], "w": 0.6 + (THICK - 0.6) * abs(value) / largest,
+            "at": x + NEAR * (x2 - x) + beside, "up": y + NEAR * (y2 - y), "mark": panel.marks[i] if panel.marks else "",
+        })  # fmt: skip
     nodes: list[Row] = [
         {"x": x, "y": y, "label": shown(name)} for (x, y), name in zip(places, panel.nodes, strict=True)
     ]
@@ -45,11 +50,23 @@ def graph(panel: Graph) -> Part:
         {"data": {"values": lines}, "mark": {"type": "rule", "opacity": 0.7}, "encoding": drawn},
         {"data": {"values": nodes}, "mark": {"type": "circle", "size": 90, "opacity": 1}, "encoding": {"x": x, "y": y}},
         {
-            "data": {"values": nodes}, "mark": {"type": "text", "style": "point-label", "dy": -12},
+            "data": {"values": nodes}, "mark": {"type": "text", "style": "point-label", "align": "left", "dx": 9, "dy": -5},
             "encoding": {"x": x, "y": y, "text": {"field": "label"}},
         },
     ]  # fmt: skip
+    if panel.marks and len(lines) <= MARKED:
+        layers.append({
+            "data": {"values": lines}, "mark": {"type": "text", "style": "point-label", "dx": 7},
+            "encoding": {
+                "x": x | {"field": "at"}, "y": y | {"field": "up"}, "text": {"field": "mark"},
+            },
+        })  # fmt: skip
     return Part({"width": wide, "height": max(LEVEL, LEVEL * len(levels)), "layer": layers}, wide)
+
+
+def _aside(times: int) -> float:
+    """Pixels by which an edge stands aside of others between the same nodes: 0, 7, -7, 14, ..."""
+    return 7.0 * ((times + 1) // 2) * (1 if times % 2 else -1)
 
 
 def _places(panel: Graph, levels: list[int]) -> list[tuple[float, float]]:

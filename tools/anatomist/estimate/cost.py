@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,18 +13,20 @@ from .sizes import Sizes
 
 
 class Part(Frozen):
-    """One thing that is held in memory."""
+    """One thing that is held."""
 
     what: str
-    formula: str = Field(description="Written with L d H K h F V T B s as in references/compute-awareness.")
+    formula: str = Field(description="L layers, d width, H heads, K kv heads, h head size, F MLP, V, T, B, s bytes.")
     bytes: int
+    place: Literal["memory", "disk"] = Field(default="memory", description="disk: written to the run piece by piece.")
 
 
 class Cost(Frozen):
     """Memory and arithmetic of a call."""
 
-    parts: tuple[Part, ...] = Field(description="What is held beside the weights, largest first.")
-    peak_bytes: int = Field(description="Sum of the parts: memory needed beyond what is loaded now.")
+    parts: tuple[Part, ...] = Field(description="What is held beside the weights, largest first, all prompts at once.")
+    peak_bytes: int = Field(description="Memory beyond what is loaded now; prompts are taken in batches to stay in it.")
+    disk_bytes: int = Field(default=0, description="Written to the workspace.")
     flops: float = Field(description="Floating-point operations.")
     seconds: float = Field(description="By the measured rate; the first call in a process takes longer.")
     basis: str = Field(description="What was counted.")
@@ -42,11 +45,20 @@ def in_bytes(n: float) -> str:
     return f"{n:.1f} TB"
 
 
-def cost(parts: Sequence[Part], flops: float, passes: float, sizes: Sizes, rate: Rate, basis: str) -> Cost:
-    """Put a cost together; `passes` is how often all block weights are read."""
+def cost(
+    parts: Sequence[Part], flops: float, passes: float, sizes: Sizes, rate: Rate, basis: str,
+    *, rows: int = 1, budget: int | None = None,
+) -> Cost:  # fmt: skip
+    """Put a cost together.
+
+    passes: how often all block weights are read. budget: bytes that batches of the `rows` prompts are fitted to; a
+    single prompt is the least.
+    """
     ordered = tuple(sorted(parts, key=lambda p: -p.bytes))
+    whole = sum(p.bytes for p in ordered if p.place == "memory")
     read = passes * sizes.layers * sizes.block_parameters * sizes.item_bytes
     return Cost(
-        parts=ordered, peak_bytes=sum(p.bytes for p in ordered), flops=flops,
+        parts=ordered, peak_bytes=whole if budget is None else min(whole, max(budget, whole // max(rows, 1))),
+        disk_bytes=sum(p.bytes for p in ordered if p.place == "disk"), flops=flops,
         seconds=rate.seconds(flops, read), basis=basis,
     )  # fmt: skip

@@ -1,12 +1,14 @@
 """What a technique takes, from the arguments that techniques share.
 
-A technique that knows better says so itself with `cost(arguments, sizes, rows, width, rate) -> Cost`; for the others
-the passes follow from their arguments: those with a direction or an ablation sweep over cells, all else reads.
+A technique that knows better says so itself with `cost(arguments, sizes, on, rate) -> Cost`. For the others the
+passes follow from their arguments: a grid or an ablation is a sweep over cells; a sample to be re-checked goes with gradients;
+receivers are ends of paths; all else reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,31 +24,46 @@ Given = Mapping[str, object]
 ROWS_A_CHUNK = 64  # cells that read the weights together
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What a technique works on."""
+
+    rows: int  # prompts
+    width: int  # tokens of the longest
+    shared: float = 0.0  # tokens that a prompt and its counterfactual begin with alike; patching computes none of them
+    budget: int | None = None  # bytes that batches are fitted to; None for all prompts at once
+
+    @property
+    def prompts(self) -> str:
+        return f"{self.rows} prompts of {self.width} tokens"
+
+
 class Cells(NamedTuple):
     """The cells of a sweep: how many, and how many blocks and tokens they compute in all, on one prompt."""
 
-    n: int
+    n: float
     block_tokens: float
 
 
-def cost_of_technique(
-    module: ModuleType, arguments: Frozen, sizes: Sizes, rows: int, width: int, rate: Rate, *, shared: float = 0
-) -> Cost:
-    """Memory and time of a technique on `rows` prompts of `width` tokens.
-
-    shared: tokens that a prompt and its counterfactual begin with alike; patching between them computes none of these.
-    """
+def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Memory and time of a technique."""
     if own := getattr(module, "cost", None):
-        return own(arguments, sizes, rows, width, rate)
+        return own(arguments, sizes, on, rate)
     given = {name: getattr(arguments, name) for name in type(arguments).model_fields}
-    if "direction" in given or "ablation" in given:
-        return sweep_cost(given, sizes, rows, width, rate, shared=shared if "direction" in given else 0)
-    return reading_cost(given, sizes, rows, width, rate)
+    if {"rows", "length"} <= given.keys():
+        on = _random_tokens(given, on)
+    if "sample" in given and "top" in given:
+        return gradient_cost(given, sizes, on, rate)
+    if "receivers" in given:
+        return sweep_cost(path_cells(given, sizes, on), sizes, on, rate)
+    if "grid" in given or "ablation" in given:
+        return sweep_cost(sweep_cells(given, sizes, on), sizes, on, rate)
+    return reading_cost(given, sizes, on, rate)
 
 
-def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate, *, shared: float = 0) -> Cost:
-    """One edit a cell: a cell computes the layers from its own on and, where it edits one position, those after it."""
-    cells = sweep_cells(given, s, width, width - shared)
+def sweep_cost(cells: Cells, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """One edit a cell, beside a pass over either run."""
+    rows, width = on.rows, on.width
     a_token = f.block_flops(s, width) / width
     flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1)
     flops += rows * (cells.block_tokens * a_token + cells.n * f.unembed_flops(s))
@@ -54,23 +71,58 @@ def sweep_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate, *, sha
     parts = [
         Part(what="both runs' residuals", formula="2 B T L d s", bytes=2 * f.residual_bytes(s, rows, width)),
         Part(what="the base run's keys and values", formula="2 B T L K h s", bytes=keys),
-        Part(what="logits at the read position", formula="B V s", bytes=f.logit_bytes(s, rows, 1)),
-        _working(s, 1, width),
+        *_passing(s, on),
     ]
-    basis = f"{cells.n} cells x {rows} prompts of {width} tokens, each restarted at its layer"
     passes = 2 + rows * cells.block_tokens / (s.layers * width * ROWS_A_CHUNK)
-    return cost(parts, flops, passes, s, rate, basis)
+    basis = f"{cells.n:.0f} cells x {on.prompts}, each restarted at its layer"
+    return cost(parts, flops, passes, s, rate, basis, rows=rows, budget=on.budget)
 
 
-def reading_cost(given: Given, s: Sizes, rows: int, width: int, rate: Rate) -> Cost:
-    """Two passes (clean and corrupted) with what is read of them."""
+def gradient_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Two passes and a backward pass a step, then the cells that are re-checked exactly."""
+    steps = _number(given, "steps", 1) if given.get("method") == "integrated" else 1
+    every = sweep_cells(given, s, on)
+    checked = min(every.n, _number(given, "top", 0) + _number(given, "sample", 0))
+    checks = sweep_cost(Cells(checked, every.block_tokens * checked / max(every.n, 1)), s, on, rate)
+    saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
-        _working(s, rows, width),
-        Part(what="logits at the read position", formula="B V s", bytes=f.logit_bytes(s, rows, 1)),
-        *_reads(given, s, rows, width),
+        Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
+        *_passing(s, on),
     ]
-    flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1)
-    return cost(parts, flops, passes=2, sizes=s, rate=rate, basis=f"2 passes over {rows} prompts of {width} tokens")
+    flops = f.attribution_flops(s, on.rows, on.width, steps) + checks.flops
+    basis = f"{steps} x (two forwards and a backward) over {on.prompts}, then {checked:.0f} cells exactly"
+    return cost(parts, flops, 4 * steps + 2, s, rate, basis, rows=on.rows, budget=on.budget)
+
+
+def reading_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Two passes (clean and corrupted) with what is kept of them."""
+    flops = 2 * f.forward_flops(s, on.rows, on.width, logits_per_row=1)
+    parts = [*_passing(s, on), *_reads(given, s, on)]
+    return cost(parts, flops, 2, s, rate, f"2 passes over {on.prompts}", rows=on.rows, budget=on.budget)
+
+
+def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
+    """The cells that arguments mean: each computes the layers from its own on, and the positions from its own on."""
+    live = on.width - on.shared if "direction" in given else on.width
+    a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
+    units = a_layer.get(str(given.get("site")), 1)
+    named = [int(name[1:].partition("H")[0].partition("K")[0].partition("N")[0]) for name in _names(given.get("heads"))]
+    layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
+    grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
+    starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
+    blocks = sum(s.layers - start for start in starts)
+    if grid == "layer_head":
+        sets = _joint_sets(given)
+        return Cells(len(starts) + sets, (blocks + sets * (s.layers - min(starts))) * live)
+    positions = len(_names(given.get("positions"))) or on.width
+    return Cells(len(starts) * positions, blocks * positions * live**2 / (2 * on.width))
+
+
+def path_cells(given: Given, s: Sizes, on: Extent) -> Cells:
+    """Every sender through every receiver, from the sender's layer on, half the layers on average."""
+    senders = len(_names(given.get("senders"))) or s.layers * (s.heads + 1)
+    ends = len(_names(given.get("receivers"))) + bool(given.get("together"))
+    return Cells(senders * ends, senders * ends * s.layers / 2 * (on.width - on.shared))
 
 
 def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
@@ -83,21 +135,30 @@ def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
     return rows * width * per_token * s.item_bytes
 
 
-def _working(s: Sizes, rows: int, width: int) -> Part:
-    return Part(what="one block at work", formula=f.BLOCK_AT_WORK, bytes=f.block_at_work_bytes(s, rows, width))
+def _random_tokens(given: Given, on: Extent) -> Extent:
+    """Rows of random tokens, each repeated once, for every seed; untrained twins read as many as one seed."""
+    sets = _number(given, "seeds", 1) + _number(given, "null_models", 0)
+    return replace(on, rows=sets * _number(given, "rows", 1), width=2 * _number(given, "length", 1))
 
 
-def _reads(given: Given, s: Sizes, rows: int, width: int) -> list[Part]:
-    """The places that `sites` or `site` names, by layers where it names a kind alone."""
-    named = given.get("sites") or ((given["site"],) if given.get("site") else ())
-    if not isinstance(named, Sequence) or isinstance(named, str):
-        return []
+def _passing(s: Sizes, on: Extent) -> list[Part]:
+    """What any pass holds."""
+    work, logits = f.block_at_work_bytes(s, on.rows, on.width), f.logit_bytes(s, on.rows, 1)
+    return [
+        Part(what="one block at work", formula=f.BLOCK_AT_WORK, bytes=work),
+        Part(what="logits at the read position", formula="B V s", bytes=logits),
+    ]
+
+
+def _reads(given: Given, s: Sizes, on: Extent) -> list[Part]:
+    """The places that `sites` names, by layers where it names a kind alone; kept ones go to disk."""
     n_layers = len(_names(given.get("layers"))) or s.layers
+    place = "disk" if given.get("keep") else "memory"
     parts = []
-    for name in map(str, named):
+    for name in _names(given.get("sites")):
         kind, times = _kind(name, n_layers)
-        size = times * site_bytes(kind, s, rows, width)
-        parts.append(Part(what=f"{name}, {times} layer(s)", formula="its shape x s", bytes=size))
+        size = times * site_bytes(kind, s, on.rows, on.width)
+        parts.append(Part(what=f"{name}, {times} layer(s)", formula="its shape x s", bytes=size, place=place))
     return parts
 
 
@@ -106,29 +167,6 @@ def _kind(name: str, layers: int) -> tuple[SiteKind, int]:
         return parse_site(name).kind, 1
     except BadSite:
         return name, layers  # type: ignore[return-value]  # a bare kind; an unknown one is counted as a residual
-
-
-def sweep_cells(given: Given, s: Sizes, width: int, live: float) -> Cells:
-    """The cells that arguments mean; `live` of `width` tokens are not shared with the other run."""
-    a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
-    units = a_layer.get(str(given.get("site")), 1)
-    named = [_layer_of(name) for name in _names(given.get("heads"))]
-    layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
-    grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
-    starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
-    blocks = sum(s.layers - start for start in starts)
-    if grid == "layer_head":
-        sets = _joint_sets(given)
-        joint = sets * (s.layers - min(starts)) * live
-        return Cells(len(starts) + sets, blocks * live + joint)
-    positions = len(_names(given.get("positions"))) or width
-    return Cells(len(starts) * positions, blocks * positions * live**2 / (2 * width))
-
-
-def _layer_of(unit: str) -> int:
-    """The layer of `L23H3`; 0 for what is no unit's name, which the technique itself refuses with the right words."""
-    digits = unit[1:].partition("H")[0].partition("K")[0].partition("N")[0]
-    return int(digits) if unit.startswith("L") and digits.isdigit() else 0
 
 
 def _joint_sets(given: Given) -> int:
@@ -142,3 +180,8 @@ def _joint_sets(given: Given) -> int:
 def _names(named: object) -> list[str]:
     """What a selection names; nothing for all."""
     return [str(n) for n in named] if isinstance(named, Sequence) and not isinstance(named, str) else []
+
+
+def _number(given: Given, name: str, default: int) -> int:
+    value = given.get(name, default)
+    return value if isinstance(value, int) else default

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-from pathlib import Path
 
 from pydantic import Field
 
-from ..devices import Compute, memory_available, memory_total, operating_system, processors
+from ..devices import Compute, existing, memory_available, memory_total, operating_system, processors
 from ..environment import faults, installed
 from ..estimate.cost import in_bytes
 from ..host import Desk
@@ -76,7 +75,7 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Environment:
         processors=processors(),
         memory_bytes=total,
         available_bytes=free,
-        disk_free_bytes=shutil.disk_usage(_existing(desk.workspace)).free,
+        disk_free_bytes=shutil.disk_usage(existing(desk.workspace)).free,
         workspace=str(desk.workspace),
         runs=len(desk.store.ids()),
         allowed=tuple(map(str, desk.roots.folders)),
@@ -92,8 +91,3 @@ def _cached() -> tuple[Cached, ...]:
     return tuple(
         Cached(name=f.name, bytes=sum(x.stat().st_size for x in f.rglob("*") if x.is_file())) for f in folders
     )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    return next(p for p in (folder, *folder.parents) if p.exists())

@@ -17,7 +17,7 @@ from ..estimate.calibration import Rate, machine_rate
 from ..estimate.cost import Cost, in_bytes
 from ..estimate.named import NAMED, Work, cost_of_named, standing_parts
 from ..estimate.sizes import Dtype, Sizes, sizes_of_name
-from ..estimate.techniques import cost_of_technique
+from ..estimate.techniques import Extent, cost_of_technique
 from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
@@ -118,7 +118,8 @@ def _technique_cost(desk: Desk, arguments: Arguments, sizes: Sizes, rate: Rate) 
     entry = desk.catalog.find(arguments.operation)
     given = _given(desk, entry, arguments)
     rows = _rows(desk, given) or arguments.prompts
-    return cost_of_technique(entry.module, given, sizes, rows, arguments.tokens, rate)
+    on = Extent(rows, arguments.tokens, budget=desk.budget_bytes)
+    return cost_of_technique(entry.module, given, sizes, on, rate)
 
 
 def _given(desk: Desk, entry: Entry, arguments: Arguments) -> Frozen:

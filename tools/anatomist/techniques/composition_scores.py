@@ -5,12 +5,12 @@ matrix share few directions by chance; where they share many, the second may rea
 it looks from (Q), what it looks for (K) or what it moves (V).
 
 Source: Elhage et al. 2021, https://transformer-circuits.pub/2021/framework ("Composition"; induction heads are found by
-K-composition with a previous-token head): |A B| / (|A| |B|) in Frobenius norms of the writer's OV matrix and the reader's
-QK or OV matrix; formulas in `causal/composition.py`. Baseline: random Gaussian matrices of the same shapes, whose root
-mean square is 1 / sqrt(d_model).
+K-composition with a previous-token head): |A B| / (|A| |B|) in Frobenius norms of the writer's OV matrix and the
+reader's QK or OV matrix; formulas in `causal/composition.py`. Baseline: random Gaussian matrices of the same shapes,
+whose root mean square is 1 / sqrt(d_model).
 
-Does not show: that anything flows there: a pair may share directions that are never used, or pass through MLPs, which are
-left out. Trained heads share large directions of the residual, so scores above random are the rule, not the find.
+Does not show: that anything flows there: a pair may share directions that are never used, or pass through MLPs, which
+are left out. Trained heads share large directions of the residual: scores above random are the rule, not the find.
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ def _summary(found: Sequence[KindOfComposition], random: RandomComposition) -> s
         for k in found
     ]
     return (
-        f"Highest {'; '.join(parts)}. Random matrices: {random.mean:.3f}, at most {random.largest:.3f}. Shared directions "
-        "of weights; whether information flows there needs path patching."
+        f"Highest {'; '.join(parts)}. Random matrices: {random.mean:.3f}, at most {random.largest:.3f}. "
+        "Shared directions of weights; whether information flows there needs path patching."
     )
 
 
