@@ -31,7 +31,8 @@ def graph(panel: Graph) -> Part:
         lines.append({
             "x": x + beside, "y": y, "x2": x2 + beside, "y2": y2, "v": value, "label": panel.labels[i],
             "g": SIGNS[value < 0], "w": 0.6 + (THICK - 0.6) * abs(value) / largest,
-            "at": x + NEAR * (x2 - x) + beside, "up": y + NEAR * (y2 - y), "mark": panel.marks[i] if panel.marks else "",
+            "at": x + NEAR * (x2 - x) + beside, "up": y + NEAR * (y2 - y),
+            "mark": panel.marks[i] if panel.marks else "",
         })  # fmt: skip
     nodes: list[Row] = [
         {"x": x, "y": y, "label": shown(name)} for (x, y), name in zip(places, panel.nodes, strict=True)
@@ -50,7 +51,8 @@ def graph(panel: Graph) -> Part:
         {"data": {"values": lines}, "mark": {"type": "rule", "opacity": 0.7}, "encoding": drawn},
         {"data": {"values": nodes}, "mark": {"type": "circle", "size": 90, "opacity": 1}, "encoding": {"x": x, "y": y}},
         {
-            "data": {"values": nodes}, "mark": {"type": "text", "style": "point-label", "align": "left", "dx": 9, "dy": -5},
+            "data": {"values": nodes},
+            "mark": {"type": "text", "style": "point-label", "align": "left", "dx": 9, "dy": -5},
             "encoding": {"x": x, "y": y, "text": {"field": "label"}},
         },
     ]  # fmt: skip

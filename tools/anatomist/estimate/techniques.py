@@ -1,12 +1,13 @@
 """What a technique takes, from the arguments that techniques share.
 
-A technique that knows better says so itself with `cost(arguments, sizes, on, rate) -> Cost`. For the others the
-passes follow from their arguments: a grid or an ablation is a sweep over cells; a sample to be re-checked goes with gradients;
-receivers are ends of paths; all else reads.
+A technique that knows better says so itself with `cost(arguments, sizes, on, rate) -> Cost`. For the others the passes
+follow from their arguments: a grid or an ablation is a sweep over cells; a sample to be re-checked goes with
+gradients; receivers are ends of paths; all else reads.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -106,7 +107,9 @@ def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     live = on.width - on.shared if "direction" in given else on.width
     a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
     units = a_layer.get(str(given.get("site")), 1)
-    named = [int(name[1:].partition("H")[0].partition("K")[0].partition("N")[0]) for name in _names(given.get("heads"))]
+    # A name that is no head is left to the technique, which says what heads look like.
+    found = (re.match(r"L(\d+)(?:H|KV|N)\d+$", str(name)) for name in _names(given.get("heads")))
+    named = [int(match[1]) for match in found if match]
     layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
     grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
     starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]

@@ -9,10 +9,7 @@ from pydantic import Field
 from ..result import Frozen
 from .record import Investigation, Label, NotedRun
 
-CAUSAL = frozenset({
-    "patch_activations", "ablate", "path_patching", "attribution_patching", "discover_circuit", "attention_knockout",
-    "das", "self_repair", "steer", "edit_weights",
-})  # fmt: skip
+CAUSAL = frozenset({"patch_activations", "ablate", "path_patching", "attribution_patching"})
 
 
 class Step(Frozen):
