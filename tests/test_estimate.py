@@ -212,15 +212,17 @@ def test_a_sweeps_cells_are_counted_from_its_arguments() -> None:
 @pytest.mark.hand_worked
 def test_a_sweep_computes_what_comes_after_its_cells() -> None:
     heads = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, Extent(1, 14))
-    assert heads == (270, 9 * 465 * 14)  # 30 + 29 + ... + 1 = 465 layers
+    assert heads == (270, 9 * 465 * 14, 0)  # 30 + 29 + ... + 1 = 465 layers
     both = sweep_cells({"direction": "", "site": "head", "grid": "layer_head"}, SMOL, Extent(1, 14, 9))
-    assert both == (270, 9 * 465 * 5)  # nine of fourteen tokens are the same in both runs
+    assert both == (270, 9 * 465 * 5, 0)  # nine of fourteen tokens are the same in both runs
     residual = sweep_cells({"direction": "", "site": "resid_pre"}, SMOL, Extent(1, 14))
-    assert residual == (420, 465 * 14 * 7)  # half of the positions come after a cell
+    assert residual == (420, 465 * 14 * 7, 0)  # half of the positions come after a cell
+    every_logit = sweep_cells({"direction": "", "site": "resid_pre", "metric": "kl"}, SMOL, Extent(1, 14))
+    assert every_logit.logits == 420
     some = {"ablation": "mean", "site": "head", "heads": ("L20H3", "L5H1"), "together": None, "controls": 20}
     # two heads (10 and 25 layers), and 21 sets of them from layer 5 on
-    assert sweep_cells(some, SMOL, Extent(1, 14)) == (23, (10 + 25 + 21 * 25) * 14)
-    assert sweep_cells({**some, "together": False}, SMOL, Extent(1, 14)) == (2, (10 + 25) * 14)
+    assert sweep_cells(some, SMOL, Extent(1, 14)) == (23, (10 + 25 + 21 * 25) * 14, 0)
+    assert sweep_cells({**some, "together": False}, SMOL, Extent(1, 14)) == (2, (10 + 25) * 14, 0)
 
 
 @pytest.mark.hand_worked

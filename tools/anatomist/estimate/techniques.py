@@ -40,10 +40,11 @@ class Extent:
 
 
 class Cells(NamedTuple):
-    """The cells of a sweep: how many, and how many blocks and tokens they compute in all, on one prompt."""
+    """The cells of a sweep, on one prompt."""
 
     n: float
-    block_tokens: float
+    block_tokens: float  # blocks times tokens that all of them compute
+    logits: float = 0.0  # cells that need every logit; a logit difference needs two
 
 
 def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: Extent, rate: Rate) -> Cost:
@@ -67,7 +68,7 @@ def sweep_cost(cells: Cells, s: Sizes, on: Extent, rate: Rate) -> Cost:
     rows, width = on.rows, on.width
     a_token = f.block_flops(s, width) / width
     flops = 2 * f.forward_flops(s, rows, width, logits_per_row=1)
-    flops += rows * (cells.block_tokens * a_token + cells.n * f.unembed_flops(s))
+    flops += rows * (cells.block_tokens * a_token + cells.logits * f.unembed_flops(s))
     keys = rows * width * f.kv_bytes_per_token(s)
     parts = [
         Part(what="both runs' residuals", formula="2 B T L d s", bytes=2 * f.residual_bytes(s, rows, width)),
@@ -84,7 +85,8 @@ def gradient_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     steps = _number(given, "steps", 1) if given.get("method") == "integrated" else 1
     every = sweep_cells(given, s, on)
     checked = min(every.n, _number(given, "top", 0) + _number(given, "sample", 0))
-    checks = sweep_cost(Cells(checked, every.block_tokens * checked / max(every.n, 1)), s, on, rate)
+    share = checked / max(every.n, 1)
+    checks = sweep_cost(Cells(checked, every.block_tokens * share, every.logits * share), s, on, rate)
     saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
@@ -112,20 +114,24 @@ def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     named = [int(match[1]) for match in found if match]
     layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
     grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
+    whole = _needs_every_logit(given)
     starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
     blocks = sum(s.layers - start for start in starts)
     if grid == "layer_head":
         sets = _joint_sets(given)
-        return Cells(len(starts) + sets, (blocks + sets * (s.layers - min(starts))) * live)
+        n = len(starts) + sets
+        return Cells(n, (blocks + sets * (s.layers - min(starts))) * live, n * whole)
     positions = len(_names(given.get("positions"))) or on.width
-    return Cells(len(starts) * positions, blocks * positions * live**2 / (2 * on.width))
+    n = len(starts) * positions
+    return Cells(n, blocks * positions * live**2 / (2 * on.width), n * whole)
 
 
 def path_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     """Every sender through every receiver, from the sender's layer on, half the layers on average."""
     senders = len(_names(given.get("senders"))) or s.layers * (s.heads + 1)
     ends = len(_names(given.get("receivers"))) + bool(given.get("together"))
-    return Cells(senders * ends, senders * ends * s.layers / 2 * (on.width - on.shared))
+    n = senders * ends
+    return Cells(n, n * s.layers / 2 * (on.width - on.shared), n * _needs_every_logit(given))
 
 
 def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
@@ -136,6 +142,10 @@ def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
         "pattern": s.heads * width, "neuron": s.d_mlp, "logits": s.d_vocab,
     }.get(kind, s.d_model)  # fmt: skip
     return rows * width * per_token * s.item_bytes
+
+
+def _needs_every_logit(given: Given) -> bool:
+    return {str(given.get("metric", "logit_diff")), *_names(given.get("more_metrics"))} != {"logit_diff"}
 
 
 def _random_tokens(given: Given, on: Extent) -> Extent:
