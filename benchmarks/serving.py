@@ -44,11 +44,11 @@ async def _measured(folder: Path) -> list[dict[str, object]]:
         listed = [(await _call(client, "list_models", {}))[0] for _ in range(CALLS)]
         arguments = {"model": MODEL, "prompts": [{"clean": PROMPT, "answer": " Mary", "wrong": " John"}]}
         lens = [await _call(client, "logit_lens", arguments) for _ in range(CALLS + 1)]
-    around, pictures = await anyio.to_thread.run_sync(_direct, folder, arguments)
+    around, pictures, tables = await anyio.to_thread.run_sync(_direct, folder, arguments)
     beyond = [seconds - computed for seconds, computed in lens]
     return [
         *rows,
-        _row("load_model, new worker", [first], 6.0),
+        _row("load_model, new worker (imports included)", [first], None),
         _row("load_model, worker warm", [again], 6.0),
         _row("list_models over MCP", listed, 0.05),
         _row("first logit_lens over MCP, all", [lens[0][0]], None),
@@ -56,8 +56,9 @@ async def _measured(folder: Path) -> list[dict[str, object]]:
         _row("the same beyond its computation: storing, drawing, MCP", beyond[1:], None),
         _row("in process beyond its computation: storing, drawing", around, None),
         _row("overhead of MCP: the difference", [statistics.median(beyond[1:]) - statistics.median(around)], 0.05),
-        _row("drawing: first PNG of a process", pictures[:1], 0.5),
-        _row("drawing: later PNGs", pictures[1:], 0.1),
+        _row("drawing: first PNG of a process (a heat map of 30 x 9)", pictures[:1], 0.5),
+        _row("drawing: later PNGs of it", pictures[1:], 0.1),
+        _row("drawing: the logit lens, a token in each of 465 cells", tables, None),
     ]
 
 
@@ -86,8 +87,8 @@ async def _call(client: Client, tool: str, arguments: dict[str, object]) -> tupl
     return seconds, ((answer.structured_content or {}).get("about") or {}).get("seconds", 0.0)
 
 
-def _direct(folder: Path, arguments: dict[str, object]) -> tuple[list[float], list[float]]:
-    """Of the same technique by `Host.call`: seconds beyond its computation, and of drawing its result."""
+def _direct(folder: Path, arguments: dict[str, object]) -> tuple[list[float], list[float], list[float]]:
+    """Of the same technique by `Host.call`: seconds beyond its computation; of drawing heat maps, and its result."""
     from anatomist.catalog import CATALOG
     from anatomist.drawing.render import png
     from anatomist.host import Host
@@ -95,8 +96,11 @@ def _direct(folder: Path, arguments: dict[str, object]) -> tuple[list[float], li
     host = Host(folder)
     result = host.call("logit_lens", arguments).result
     plot = CATALOG.find("logit_lens").module.plot
-    pictures = [_timed(lambda: png(plot(result))) for _ in range(CALLS)]
-    return [_beyond(host, arguments) for _ in range(CALLS)], pictures
+    heads = host.call("ablate", {"model": MODEL, "prompts": arguments["prompts"], "site": "head", "ablation": "zero"})
+    plot_heads = CATALOG.find("ablate").module.plot
+    pictures = [_timed(lambda: png(plot_heads(heads.result))) for _ in range(CALLS)]
+    tables = [_timed(lambda: png(plot(result))) for _ in range(CALLS)]
+    return [_beyond(host, arguments) for _ in range(CALLS)], pictures, tables
 
 
 def _beyond(host: Host, arguments: dict[str, object]) -> float:

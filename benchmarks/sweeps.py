@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .clock import Rate, timed
-from .tasks import Grid, Task, flops, make_task, sample
+from .tasks import Grid, Task, flops, make_task, pass_flops, sample
 from .ways import Ours, Way
 
 REFERENCE = "bare hooks"
-ONE_BY_ONE = 6  # cells of a sampled grid that the ways with one pass a cell compute
+ONE_BY_ONE = 6  # cells of a sampled grid that the ways with one pass a cell compute, at most
+ONE_BY_ONE_FLOPS = 1e12  # arithmetic of them together, about six seconds on two cores; two cells at the least
 SAMPLED_FLOPS = 6e11  # arithmetic of a sampled grid, about three seconds on two cores
 
 
@@ -29,13 +30,14 @@ class Case(NamedTuple):
     prompts: int
     repeats: int = 1
     whole: tuple[str, ...] = ()  # the ways that compute the whole grid; the others compute some of its cells
+    slow_repeats: int = 1  # of the ways with one pass a cell
 
 
 ALL = ("anatomist", "TransformerLens bridge", "nnterp", "bare hooks")
 WHOLE = [
-    Case("residual", 14, 1, 3, ALL),
-    Case("head", 14, 1, 3, ALL),
-    Case("residual", 14, 32, 1, ("anatomist", "TransformerLens bridge")),
+    Case("residual", 14, 1, 5, ALL, 2),
+    Case("head", 14, 1, 5, ALL, 2),
+    Case("residual", 14, 32, 2, ("anatomist", "TransformerLens bridge")),
     Case("head", 14, 32, 1, ("anatomist",)),
     Case("head x position", 14, 1, 1, ("anatomist",)),
     Case("neuron", 14, 1, 1, ("anatomist",)),
@@ -47,7 +49,7 @@ SAMPLED = [
     if (length, prompts) not in ((14, 1), (14, 32))
 ]
 GRIDS: tuple[Grid, ...] = ("residual", "head", "head x position", "neuron")
-FULL = [Case(grid, 14, prompts, 3, ALL) for grid in GRIDS[:2] for prompts in (1, 32)] + [
+FULL = [Case(grid, 14, prompts, 3, ALL, 3) for grid in GRIDS[:2] for prompts in (1, 32)] + [
     Case(grid, length, prompts)
     for grid in GRIDS
     for length in (14, 32, 64, 128)
@@ -117,15 +119,17 @@ def _with_sharing(ways: Sequence[Way], task: Task) -> Iterator[Way]:
 
 def _time(way: Way, task: Task, case: Case, anatomy: Anatomy) -> Timing:
     """Seconds for the whole grid, or for a part of it: by arithmetic for the engine, by cells for one pass a cell."""
+    repeats = case.repeats if way.at_once else case.slow_repeats
     if way.name.split(",")[0] in case.whole:
-        return _measure(way, task, list(range(task.whole)), case.repeats, 1.0)
+        return _measure(way, task, list(range(task.whole)), repeats, 1.0)
     part = sample(task, anatomy, SAMPLED_FLOPS)
     numbered = {cell: i for i, cell in enumerate(task.cells)}
     chosen = [numbered[cell] for cell in part.cells]
     if way.at_once:
-        return _measure(way, part, chosen, case.repeats, flops(part, anatomy) / flops(task, anatomy))
-    few = chosen[:: max(1, len(chosen) // ONE_BY_ONE)][:ONE_BY_ONE]
-    return _measure(way, task.some(few), few, case.repeats, len(few) / task.whole)
+        return _measure(way, part, chosen, repeats, flops(part, anatomy) / flops(task, anatomy))
+    n = min(ONE_BY_ONE, max(2, int(ONE_BY_ONE_FLOPS / pass_flops(task, anatomy))))
+    few = chosen[:: max(1, len(chosen) // n)][:n]
+    return _measure(way, task.some(few), few, repeats, len(few) / task.whole)
 
 
 def _measure(way: Way, task: Task, chosen: list[int], repeats: int, share: float) -> Timing:

@@ -92,6 +92,12 @@ def flops(task: Task, anatomy: Anatomy) -> float:
     return total * task.n_prompts
 
 
+def pass_flops(task: Task, anatomy: Anatomy) -> float:
+    """Of one whole forward pass of all prompts: what the ways with one pass a cell pay for each cell."""
+    blocks = 2.0 * block_parameters(anatomy) * anatomy.sizes.n_layers
+    return (blocks + 2.0 * anatomy.sizes.d_model * anatomy.sizes.d_vocab) * task.length * task.n_prompts
+
+
 def block_parameters(anatomy: Anatomy) -> int:
     """Numbers in the matrices of one block."""
     block = anatomy.blocks[0]

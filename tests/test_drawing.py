@@ -15,8 +15,9 @@ from anatomist.drawing import bundle, embed_snippet, html, png, spec
 from anatomist.drawing.heatmap import domain
 from anatomist.drawing.labels import index_axis, shown
 from anatomist.drawing.render import _chunks, compressed
+from anatomist.drawing.text import in_sight
 from anatomist.drawing.theme import PALETTES, config
-from anatomist.figures import Bars, Figure, Heatmap, Lines, Scatter, Series
+from anatomist.figures import Bars, Figure, Heatmap, Lines, Scatter, Series, TextRow, TextRows
 from anatomist.result import grid
 
 TOKENS = ("0:When", "1: John", "2: and", "3: Mary")
@@ -49,7 +50,15 @@ def points(n: int = 3, **more: Any) -> Scatter:
                    labels=tuple(f"p{i}" for i in range(n)), **more)  # fmt: skip
 
 
-def figure(*panels: Heatmap | Lines | Bars | Scatter, columns: int = 1) -> Figure:
+def text_rows(*rows: TextRow, **more: Any) -> TextRows:
+    return TextRows(title="text", value_title="activation", rows=rows, **more)
+
+
+def words(n: int, focus: int | None = None, **more: Any) -> TextRow:
+    return TextRow(tokens=tuple(f" w{i}" for i in range(n)), values=(0.5,) * n, focus=focus, **more)
+
+
+def figure(*panels: Heatmap | Lines | Bars | Scatter | TextRows, columns: int = 1) -> Figure:
     return Figure(title="A title", caption="What the numbers are.", panels=panels, columns=columns)
 
 
@@ -65,6 +74,11 @@ PANELS = {
     "points": points(diagonal=True),
     "many points": points(60, groups=tuple("ab"[i % 2] for i in range(60))),
     "no points": points(0),
+    "text": text_rows(words(5, 2, label="2.5", group="top"), words(80, 40, group="top"), words(3, group="random")),
+    "signed text": text_rows(
+        TextRow(tokens=("The", "\n", "  ", "</script>", "\u65e5"), values=(-1.0, None, 2.0, 0.0, 0.1)), diverging=True
+    ),
+    "no text": text_rows(),
 }  # fmt: skip
 
 
@@ -150,6 +164,43 @@ def test_text_is_light_on_strong_cells_and_a_missing_cell_has_no_number() -> Non
     assert [c["s"] for c in cells(view)] == [False, True, False, False]  # .9 of a scale of 0 to .9; .5 is below 60%
     assert [c["w"] for c in cells(view)][1] == "\\n"
     assert cells(view)[2]["v"] is None
+
+
+@pytest.mark.hand_worked
+def test_tokens_of_text_stand_one_after_the_other_each_with_its_own_value() -> None:
+    """11 pixels a letter in a font 0.6 as wide as high: 6.6 pixels a character, 0.4 characters between grounds.
+
+    Blanks at the ends take room but are not drawn: ' the' is 4 characters and its text begins one later.
+    """
+    row = TextRow(tokens=("a", " the", "\n"), values=(0.0, 2.0, None), focus=1)
+    (view,) = views(spec(figure(text_rows(row))))
+    first, second, third = cells(view)
+    assert [c["v"] for c in (first, second, third)] == [0.0, 2.0, None]
+    assert [c["w"] for c in (first, second, third)] == ["a", "the", "\\n"]
+    assert [c["focus"] for c in (first, second, third)] == [False, True, False]
+    assert second["x"] - first["x"] == pytest.approx(1.4 * 6.6)
+    assert third["x"] - second["x"] == pytest.approx(4.4 * 6.6)
+    assert (second["tx"] - second["x"]) - (first["tx"] - first["x"]) == pytest.approx(6.6)
+    assert [c["s"] for c in (first, second, third)] == [False, True, False]
+
+
+def test_rows_stand_under_their_headings() -> None:
+    rows = (words(2, label="#1", group="top"), words(2, label="#2", group="top"), words(2, label="#3", group="any"))
+    drawn = drawn_texts(spec(figure(text_rows(*rows))))
+    assert [t for t in drawn if t in ("top", "any")] == ["top", "any"]
+    assert [t for t in drawn if t in ("#1", "#2", "#3")] == ["#1", "#2", "#3"]
+
+
+def test_a_long_row_is_cut_around_its_focus() -> None:
+    first, last = in_sight(words(200, 100))
+    assert first < 100 < last
+    assert 0.55 < (100 - first) / (last - first) < 0.75  # more of what precedes: the model has read that only
+    assert in_sight(words(200, 0))[0] == 0
+    assert in_sight(words(200, 199))[1] == 200
+    assert in_sight(words(200))[0] == 0
+    assert in_sight(words(5, 3)) == (0, 5)
+    (view,) = views(spec(figure(text_rows(words(200, 100)))))
+    assert [c["w"] for c in cells(view)].count("\u2026") == 2
 
 
 def test_two_bars_of_one_name_stay_two() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from anatomist.figures import Bars, Figure, Heatmap, Lines, Scatter, Series
+from anatomist.figures import Bars, Figure, Heatmap, Lines, Scatter, Series, TextRow, TextRows
 from anatomist.result import Grid, grid
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ def test_a_figure_is_the_same_after_json() -> None:
             Lines(title="l", x_title="x", x=(0, 1), y_title="y", series=(Series(name="s", values=(1.0, None)),)),
             Bars(title="b", value_title="v", labels=("a",), values=(1.0,), low=(0.5,), high=(2.0,), reference=0.3),
             Scatter(title="s", x_title="x", y_title="y", x=(1.0,), y=(2.0,), labels=("p",), diagonal=True),
+            TextRows(title="x", value_title="v", rows=(TextRow(tokens=("a", "b"), values=(1.0, None), focus=0),)),
         ),
     )  # fmt: skip
     assert Figure.model_validate_json(figure.model_dump_json()) == figure
@@ -34,6 +35,14 @@ def test_a_heat_map_of_three_axes_is_refused() -> None:
 def test_texts_that_are_not_one_a_cell_are_refused() -> None:
     with pytest.raises(ValidationError, match="has 3 texts for 4 cells"):
         Heatmap(title="h", grid=square(), text=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("values", "focus", "message"), [((1.0,), None, "1 values for 2 tokens"), ((1.0, 2.0), 2, "no token 2; it has 2")]
+)
+def test_text_without_a_value_per_token_is_refused(values: tuple[float, ...], focus: int | None, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TextRow(tokens=("a", "b"), values=values, focus=focus)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

@@ -36,9 +36,11 @@ OWN_PACKAGE = "anatomist_mcp.operations"
 PRESTART_AFTER = 0.3  # seconds after the start, so that listing the tools is not slowed down
 INSTRUCTIONS = (
     "Anatomist: mechanistic interpretability of language models. Order of work: check_environment, load_model, "
-    "make_prompts, check_prompts (does the model do the task?), then techniques from coarse to fine, then a causal "
-    "check (patch_activations, ablate) with controls on held-out prompts. Handles of models, prompts and runs are "
-    "never guessable: use those that came back. list_techniques finds a method for a question; open_reference says "
+    "open_investigation, make_prompts, check_prompts (does the model do the task?), then techniques from coarse to "
+    "fine with investigation=, add_hypothesis with a prediction before held-out prompts are used, a causal run "
+    "(patch_activations, ablate), record_finding, validate_finding, write_report. Call nothing validated that "
+    "validate_finding did not. Handles of models, prompts and runs are never guessable: use those that came back. Most "
+    "techniques are not listed: list_techniques finds one for a question, run_technique calls it; open_reference says "
     "how to read a result and what it does not show. Answer strings keep their leading space (' Mary'). Long calls: "
     "as_job=true."
 )

@@ -173,6 +173,7 @@ def _rule(x: Tensor, edit: Edit, i: int, j: int) -> Tensor:
         return x - (x * unit).sum() * unit
     return {
         "zero": 0 * x, "scale": edit.factor * x, "add": x + edit.factor * value,
+        "multiply": x * value,
         "interpolate": (1 - edit.factor) * x + edit.factor * value,
     }.get(edit.rule, value.expand_as(x))  # fmt: skip
 

@@ -26,7 +26,9 @@ PAIRS = [(family, backend) for family in FAMILIES for backend in ("local", "nnsi
 TOKENS = Tokens(
     ((3, 17, 42, 9, 88, 17, 5, 60, 31), (71, 2, 2, 50, 33, 12)), ((("",) * 9), (("",) * 6)), False
 )  # fmt: skip
-RULES: tuple[Rule, ...] = ("set", "add", "scale", "interpolate", "zero", "mean", "resample", "project_out")
+RULES: tuple[Rule, ...] = (
+    "set", "add", "scale", "multiply", "interpolate", "zero", "mean", "resample", "project_out",
+)  # fmt: skip
 
 
 @cache
@@ -203,6 +205,24 @@ def test_every_rule_acts_as_in_the_plain_model(pair: tuple[Model, Plain], site: 
     value = value_for(model, site, rule, 2, 3)
     edit = Edit(site=site, rule=rule, positions=((0, 4, 8), (5,)), value=value, factor=0.3)
     check_edit_agrees(model, plain, edit, 4)
+
+
+def test_an_edge_of_attention_can_be_cut_before_or_after_the_softmax(pair: tuple[Model, Plain]) -> None:
+    """Minus infinity on one score: the other keys of that query share its weight. Zero on one weight: they do not."""
+    model, plain = pair
+    if "scores" not in model.info.sites:
+        pytest.skip("scores are not declared")
+    mask = torch.zeros(1, 1, 1, TOKENS.width)
+    mask[..., 2] = float("-inf")
+    pattern = Site("pattern", 1)
+    cut = Edit(site=Site("scores", 1), rule="add", rows=(1,), positions=(4, 5), value=mask)
+    zeroed = Edit(site=pattern, rule="multiply", rows=(1,), positions=(4, 5), value=mask.exp())
+    for edit, total in ((cut, 1.0), (zeroed, None)):
+        check_edit_agrees(model, plain, edit, 2)
+        found = model.run(TOKENS, read=[pattern], edits=[edit]).reads[pattern][1, :, 4:6]
+        assert float(found[..., 2].abs().max()) == 0
+        if total is not None:
+            assert float((found.sum(-1) - total).abs().max()) < 1e-5
 
 
 def test_edits_at_one_place_are_made_in_the_order_given(pair: tuple[Model, Plain]) -> None:

@@ -35,6 +35,7 @@ X = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 10.0]
         ("resample", [1.0, 0.0], 1.0, [1.0, 0.0]),
         ("add", [1.0, 0.0], 2.0, [5.0, 4.0]),  # 3 + 2 * 1
         ("scale", None, 0.5, [1.5, 2.0]),
+        ("multiply", [0.0, 2.0], 1.0, [0.0, 8.0]),
         ("interpolate", [1.0, 0.0], 0.25, [2.5, 3.0]),  # .75 * 3 + .25 * 1, .75 * 4
         ("zero", None, 1.0, [0.0, 0.0]),
         ("project_out", [3.0, 4.0], 1.0, [0.0, 0.0]),  # (3, 4) along itself
@@ -74,7 +75,7 @@ LAYOUTS = {
 WHERE = [(None, None), ((1,), None), (None, (0, 1)), ((1, 0), ((1,), (0, 2))), (None, ((2,), (0, 1)))]
 
 
-@pytest.mark.parametrize("rule", ["set", "add", "scale", "interpolate", "zero", "project_out"])
+@pytest.mark.parametrize("rule", ["set", "add", "scale", "multiply", "interpolate", "zero", "project_out"])
 @pytest.mark.parametrize("site", LAYOUTS, ids=str)
 def test_every_layout_and_selection_as_a_loop_over_places(site: Site, rule: Rule) -> None:
     """The loop is written apart from the library (`plain.by_loop`); one value of the feature's shape for all places,

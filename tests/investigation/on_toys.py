@@ -14,7 +14,7 @@ from anatomist.model.protocol import Model
 from anatomist.model.sites import Shape
 from anatomist.operations.validate_finding import Validated
 from anatomist.prompts.make import make_prompts
-from anatomist.prompts.prompt_set import Prompt, PromptSet
+from anatomist.prompts.prompt_set import Prompt, PromptSet, kept_back
 from anatomist.result import Result
 from anatomist.technique import Arguments, Context
 
@@ -117,7 +117,7 @@ class MemoryBench:
         if handle not in self.sets:
             parts = make_prompts(task, n, seed, self.model)
             spoilt = [p.model_copy(update={"prompts": self.spoil(p.prompts, seed)}) for p in parts]
-            self.sets[handle] = {p.split or "": p for p in spoilt}
+            self.sets[handle] = {p.split or "": p for p in spoilt} | {"kept_back": kept_back(*spoilt)}
         return handle
 
     def shape(self, model: str, /) -> Shape:

@@ -1,4 +1,4 @@
-"""The command line: `anatomist list | describe | run | models | doctor`.
+"""The command line: `anatomist list | describe | run | models | doctor | view | lint | install`.
 
 `run` writes JSON to stdout and nothing else; progress and messages go to stderr. Exit status: 0 done, 1 refused or
 faulty (one line on stderr says why and what next), 2 not such a command, 130 interrupted (nothing is stored).
@@ -60,6 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("arguments", nargs="?", default="{}", help="JSON object, or - to read it from stdin")
     command("models", _models, "show the models that can be loaded by name")
     command("doctor", _doctor, "check versions, known-bad pairs, devices, memory; status 1 when something is wrong")
+    viewing = command("view", _view, "show the workspace in a browser: investigations, runs, what is running now")
+    viewing.add_argument("--host", default="127.0.0.1", help="127.0.0.1, localhost or ::1")
+    viewing.add_argument("--port", type=int, default=8750)
+    viewing.add_argument("--open", action="store_true", help="open it in the browser")
+    linting = command("lint", _lint, "look for removed and silently wrong library calls in .py and .ipynb files")
+    linting.add_argument("files", nargs="+", type=Path)
+    installing = command("install", _install, "give an MCP client the server and the skill, or take them out again")
+    installing.add_argument("client", help="claude-code, claude-desktop, cursor, vscode, codex or gemini")
+    scope = installing.add_mutually_exclusive_group()
+    scope.add_argument("--project", dest="scope", action="store_const", const="project", help="this folder (default)")
+    scope.add_argument("--user", dest="scope", action="store_const", const="user", help="everywhere for this user")
+    installing.add_argument("--undo", action="store_true", help="take out what was put in")
+    installing.add_argument("--dry-run", action="store_true", help="only say what would be done")
     return parser
 
 
@@ -129,6 +142,42 @@ def _doctor(options: argparse.Namespace) -> int:
     for fault in faults:
         print(f"FAULT: {fault}")
     return REFUSED if faults else DONE
+
+
+def _view(options: argparse.Namespace) -> int:
+    from .host import Desk
+    from .viewer.app import serve
+
+    workspace = Desk(options.workspace, allow=options.allow).workspace
+    address = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}/"
+    print(f"{workspace}: {address} (Ctrl-C ends it)", file=sys.stderr)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(address)
+    serve(workspace, options.host, options.port)
+    return DONE
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from .lint import check_file
+
+    found = [place for file in options.files for place in check_file(file)]
+    print(*found, sep="\n", end="\n" if found else "")
+    return REFUSED if found else DONE
+
+
+def _install(options: argparse.Namespace) -> int:
+    from .install.install import install, undo
+
+    scope = options.scope or ("user" if options.client == "claude-desktop" else "project")
+    base = Path.home() if scope == "user" else Path.cwd()
+    if options.undo:
+        steps = undo(options.client, scope, base, dry_run=options.dry_run)
+    else:
+        steps = install(options.client, scope, base, workspace=options.workspace, dry_run=options.dry_run)
+    print(*(f"{'would ' if options.dry_run else ''}{step}" for step in steps), sep="\n")
+    return DONE
 
 
 def _call(options: argparse.Namespace, name: str, arguments: Mapping[str, object]) -> Mapping[str, object]:

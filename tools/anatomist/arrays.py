@@ -117,8 +117,16 @@ def stored(name: str, shape: Sequence[int], dtype: str, axes: Sequence[str], uni
     )
 
 
-def read(folder: Path, array: StoredArray) -> numpy.ndarray:
-    """The array, memory-mapped (bfloat16 comes as float32, in memory): index it to read only a part.
+def create(folder: Path, array: StoredArray) -> None:
+    """A file of zeros of the final size, to be written in place: a valid file from the start."""
+    header = _header(array)
+    with (folder / array.file).open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + array.bytes)
+
+
+def read(folder: Path, array: StoredArray, *, writable: bool = False) -> numpy.ndarray:
+    """The array, memory-mapped (bfloat16 as its two bytes, see `as_floats`): index it to read only a part.
 
     Raises:
         CorruptFile: the file is missing, cut short, or does not hold this array.
@@ -139,7 +147,7 @@ def read(folder: Path, array: StoredArray) -> numpy.ndarray:
         raise CorruptFile(f"{path} does not hold array {array.name!r} ({error}). Run the technique again.") from error
     if 0 in array.shape:
         return numpy.empty(array.shape, _NUMPY[held["dtype"]])
-    return numpy.memmap(path, _NUMPY[held["dtype"]], "r", start, array.shape)
+    return numpy.memmap(path, _NUMPY[held["dtype"]], "r+" if writable else "r", start, array.shape)
 
 
 def as_floats(array: StoredArray, part: numpy.ndarray) -> numpy.ndarray:

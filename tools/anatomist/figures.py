@@ -106,11 +106,43 @@ class Graph(Frozen):
         return self
 
 
+class TextRow(Frozen):
+    """One stretch of text, a value per token."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float | None, ...] = Field(description="One per token; null where there is none.")
+    label: str = Field(default="", description="Written before the row: a rank, a value.")
+    group: str = Field(default="", description="Heading of the rows that follow one another under it.")
+    focus: int | None = Field(default=None, description="Index of the token that is framed and always in sight.")
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> TextRow:
+        if len(self.tokens) != len(self.values):
+            raise ValueError(f"the text row {self.label!r} has {len(self.values)} values for {len(self.tokens)} tokens")
+        if self.focus is not None and not 0 <= self.focus < len(self.tokens):
+            raise ValueError(f"the text row {self.label!r} has no token {self.focus}; it has {len(self.tokens)}")
+        return self
+
+
+class TextRows(Frozen):
+    """Rows of text whose tokens are coloured by their value; a row too long to be drawn is cut around its focus."""
+
+    kind: Literal["text"] = "text"
+    title: str
+    value_title: str
+    rows: tuple[TextRow, ...]
+    diverging: bool = False
+    domain: tuple[float, float] | None = Field(
+        default=None,
+        description="Ends of the colour scale; the values' own when absent. Panels with the same one share a legend.",
+    )
+
+
 class Figure(Frozen):
     """One picture: panels laid out in columns, with a caption that says what the numbers are."""
 
     title: str
     caption: str = Field(description="Metric, direction, ablation, n, model: what a reader must know.")
-    panels: tuple[Heatmap | Lines | Bars | Scatter | Graph, ...]
+    panels: tuple[Heatmap | Lines | Bars | Scatter | Graph | TextRows, ...]
     columns: int = 1
     links: Mapping[str, str] = Field(default_factory=dict)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,10 @@ from pydantic import Field
 
 from .catalog import CATALOG, Catalog, Entry, parse_arguments
 from .devices import Compute, existing, free_bytes, memory_available, probe
-from .errors import AnatomistError, UnknownName, Unsupported, WouldNotFit
+from .dictionaries.held import DictionaryRequest, Held, LoadedDictionary
+from .dictionaries.protocol import Dictionary
+from .dictionaries.sources import is_folder
+from .errors import AnatomistError, BadArguments, UnknownName, Unsupported, WouldNotFit
 from .estimate.calibration import Rate, measured_rate
 from .estimate.cost import Cost, in_bytes
 from .estimate.sizes import Sizes, bytes_to_load
@@ -39,13 +42,15 @@ from .investigation.ledger import Ledger
 from .investigation.noting import admit, note
 from .model.protocol import Backend, Model, ModelInfo
 from .model.tokens import first_difference
+from .model.trained import TrainedModels
+from .prompts.corpus import Corpus, corpus_of
 from .prompts.prompt_set import PromptSet
 from .result import Frozen, Result
 from .roots import Roots
 from .runner import ResolvedPrompts, prompts_of, run_technique
 from .shelf import Shelf
 from .store import Store
-from .technique import Arguments, Progress
+from .technique import Arguments, OnText, Progress, TextArgument
 
 WORKSPACE_VARIABLE = "ANATOMIST_WORKSPACE"
 BUDGET_VARIABLE = "ANATOMIST_BUDGET_BYTES"
@@ -80,6 +85,7 @@ class WorkerState(Frozen):
     """What the process that holds the models says of itself."""
 
     models: tuple[LoadedModel, ...] = ()
+    dictionaries: tuple[LoadedDictionary, ...] = ()
     compute: Compute
     pid: int
     resident_bytes: int = Field(description="Memory the process holds.")
@@ -111,6 +117,7 @@ class Desk:
         self.store = Store(self.workspace)
         self.shelf = Shelf(self.workspace)
         self.ledger = Ledger(self.workspace)
+        self.trained = TrainedModels(self.workspace)
         self.catalog = catalog
         self.budget_bytes = budget_bytes or int(os.environ.get(BUDGET_VARIABLE) or DEFAULT_BUDGET)
         self._noted: WorkerState | None = None
@@ -141,11 +148,13 @@ class Desk:
         return self._operate(entry, parse_arguments(entry, arguments), progress)
 
     def place(self, name: str) -> str:
-        """A model's name as it is; where it names a place on disk, its real path.
+        """A model's name as it is; where it names a place on disk or a trained model, its real path.
 
         Raises:
-            OutsideRoots: a place that may not be read.
+            OutsideRoots: a place that may not be read. UnknownName: a checkpoint that was not kept.
         """
+        if (trained := self.trained.place(name)) is not None:
+            return str(trained)
         return str(self.roots.check(name)) if _is_path(name) else name
 
     def _operate(self, entry: Entry, arguments: Frozen, progress: Progress) -> Answer:
@@ -167,10 +176,12 @@ class Host(Desk):
     ) -> None:
         super().__init__(workspace, allow=allow, catalog=catalog, budget_bytes=budget_bytes)
         self._models: dict[str, tuple[LoadedModel, Model]] = {}
+        self._dictionaries = Held(self.workspace)
 
     def state(self) -> WorkerState:
         return WorkerState(
             models=tuple(loaded for loaded, _ in self._models.values()),
+            dictionaries=self._dictionaries.loaded(),
             compute=probe(),
             pid=os.getpid(),
             resident_bytes=psutil.Process().memory_info().rss,
@@ -226,6 +237,30 @@ class Host(Desk):
             handle = self.load(LoadRequest(name=handle), progress).handle
         return self._models[handle][1]
 
+    def keep_model(
+        self, name: str, write: Callable[[Path], None], like: LoadedModel, progress: Progress = quiet
+    ) -> tuple[str, Model]:
+        """Write a model into the workspace under a new name, and load it from there as its original was loaded.
+
+        Raises:
+            BadArguments: the name is taken, or is none. And all of `load`.
+        """
+        folder = self.trained.folder(name)
+        if folder.exists() or name in self._models:
+            raise BadArguments(f"there is a model {name!r} already; choose another name.")
+        scratch = folder.with_name(f".{name}.{os.getpid()}")
+        try:
+            write(scratch / name)
+            (scratch / name).rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        backend, info = like.info.backend, like.info
+        request = LoadRequest(name=str(folder))
+        if backend != "toy":
+            request = LoadRequest(name=str(folder), backend=backend, dtype=info.dtype, device=info.device)
+        handle = self.load(request, progress).handle
+        return handle, self._models[handle][1]
+
     def unload(self, handle: str) -> LoadedModel:
         """Free a model.
 
@@ -235,10 +270,32 @@ class Host(Desk):
         if handle not in self._models:
             raise UnknownName.of("loaded model", handle, self._models, "Call list_models.")
         loaded, model = self._models.pop(handle)
+        self._dictionaries.drop(handle)
         model.close()
         del model
         gc.collect()  # parameter cycles would keep the weights otherwise
         return loaded
+
+    def load_dictionary(
+        self, request: DictionaryRequest, model: str, text: TextArgument = "python", progress: Progress = quiet
+    ) -> LoadedDictionary:
+        """Load an SAE or transcoder for a model, and measure it there on some text.
+
+        Raises:
+            OutsideRoots: a folder that may not be read. And all of `Held.load`.
+        """
+        if is_folder(request.sae):
+            request = request.model_copy(update={"sae": str(self.roots.check(request.sae))})
+        held, handle = self.model(model, progress), self._loaded(model).handle
+        return self._dictionaries.load(request, held, handle, corpus_of(text, self.roots), progress)
+
+    def unload_dictionary(self, handle: str) -> LoadedDictionary:
+        """Free an SAE or transcoder.
+
+        Raises:
+            UnknownName: none of that handle is loaded.
+        """
+        return self._dictionaries.unload(handle)
 
     def restore(self, models: Iterable[LoadedModel], progress: Progress = quiet) -> None:
         """Load what another worker held, under the same handles."""
@@ -250,6 +307,21 @@ class Host(Desk):
     def resolve(self, prompts: object, split: str) -> ResolvedPrompts:
         """Prompts from a handle, a JSONL file in the allowed folders, or a list."""
         return prompts_of(prompts, split, shelf=self.shelf, roots=self.roots)
+
+    def text(self, arguments: Arguments) -> Corpus | None:
+        """The running text that a call names."""
+        return corpus_of(arguments.text, self.roots) if isinstance(arguments, OnText) else None
+
+    def dictionary(self, arguments: Arguments, progress: Progress = quiet) -> Dictionary | None:
+        """The SAE or transcoder that a call names, loaded and measured now if it is not."""
+        name = getattr(arguments, "sae", None)
+        return None if name is None else self.named_dictionary(name, arguments.model, progress)
+
+    def named_dictionary(self, name: str, model: str, progress: Progress = quiet) -> Dictionary:
+        """A dictionary by handle, or by a name that load_sae accepts, for a model."""
+        name = str(self.roots.check(name)) if is_folder(name) else name
+        held, handle = self.model(model, progress), self._loaded(model).handle
+        return self._dictionaries.get(name, held, handle, corpus_of("python", self.roots), progress)
 
     def cost(self, entry: Entry, arguments: Arguments, prompts: PromptSet | None) -> Cost:
         """What a technique would take on a loaded model."""
@@ -287,7 +359,10 @@ class Host(Desk):
         self._check_room_to_run(entry, cost, loaded.info.device)
         kept = run_technique(
             entry, arguments, model=model, handle=loaded.handle, prompts=prompts, store=self.store,
-            progress=progress, budget_bytes=self._budget(loaded.info.device), estimated=cost,
+            progress=progress, budget_bytes=self._budget(loaded.info.device), text=self.text(arguments),
+            dictionary=self.dictionary(arguments, progress),
+            find_dictionary=lambda name: self.named_dictionary(name, arguments.model, progress),
+            keep_model=lambda name, write: self.keep_model(name, write, loaded, progress), estimated=cost,
         )  # fmt: skip
         return Answer(entry.name, kept.result, kept.run_id, kept.png_path)
 

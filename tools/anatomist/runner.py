@@ -8,7 +8,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,20 +16,25 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .arrays import as_floats
 from .catalog import Entry
+from .dictionaries.protocol import Dictionary
 from .errors import BadPrompts, NotFinite
 from .estimate.cost import Cost
 from .model.protocol import Model, ModelInfo
+from .prompts.corpus import Corpus
 from .prompts.given import inline_set, load_jsonl
-from .prompts.prompt_set import Prompt, PromptSet
+from .prompts.prompt_set import Prompt, PromptSet, kept_back
 from .provenance import git_state, machine, versions
 from .result import About, Result
 from .roots import Roots
 from .shelf import Shelf
 from .store import RunWriter, Store
-from .technique import Arguments, Context, Progress
+from .technique import Arguments, Context, KeepModel, KeptArray, Progress
+from .tracking import configured, track
 
 log = logging.getLogger(__name__)
+NOTED_EVERY = 0.5  # seconds between notes of progress in the workspace
 CONFIRMATORY = 32  # prompts; fewer are marked exploratory
 _NOT_FINITE = frozenset({"finite_number"})
 
@@ -64,9 +69,11 @@ def prompts_of(prompts: object, split: str, *, shelf: Shelf, roots: Roots) -> Re
         pair = shelf.get(prompts)
         if split == "held_out":
             return ResolvedPrompts(pair.held_out, prompts)
+        if split == "kept_back":
+            return ResolvedPrompts(kept_back(pair.discovery, pair.held_out), prompts)
         return ResolvedPrompts(pair.discovery, prompts, pair.held_out)
     chosen = load_jsonl(prompts, roots) if isinstance(prompts, str) else inline_set(_listed(prompts))
-    if split == "held_out":
+    if split != "discovery":
         raise BadPrompts(f"{chosen.handle!r} has no held-out part; leave `split` out, or call make_prompts.")
     return ResolvedPrompts(chosen, prompts if isinstance(prompts, str) else "inline")
 
@@ -81,6 +88,10 @@ def run_technique(
     store: Store,
     progress: Progress,
     budget_bytes: int,
+    text: Corpus | None = None,
+    dictionary: Dictionary | None = None,
+    find_dictionary: Callable[[str], Dictionary] | None = None,
+    keep_model: KeepModel | None = None,
     estimated: Cost | None = None,
 ) -> KeptRun:
     """Run a technique and keep the run; nothing is kept when it raises.
@@ -89,12 +100,14 @@ def run_technique(
         NotFinite: a number of the result is NaN or infinite.
         AnatomistError: from the technique.
     """
+    tracker = configured()
     _seed(arguments.seed)
     with store.writing() as writer:
         context = Context(
             model=model, prompts=prompts.chosen if prompts else None, held_out=prompts.held_out if prompts else None,
-            progress=progress, budget_bytes=budget_bytes,
-            stream=writer.stream, random_twin=partial(_random_twin, model),
+            progress=_watched(entry.name, writer, progress), budget_bytes=budget_bytes, text=text,
+            saved=partial(_saved, store), dictionary=dictionary, find_dictionary=find_dictionary,
+            stream=writer.stream, keep_model=keep_model, random_twin=partial(_random_twin, model),
         )  # fmt: skip
         started, clock = datetime.now(UTC), time.perf_counter()
         found = _compute(entry, context, arguments)
@@ -106,10 +119,27 @@ def run_technique(
             writer.array(name, kept.tensor, axes=kept.axes, unit=kept.unit)
         writer.text("arguments.json", arguments.model_dump_json(indent=1))
         writer.text("result.json", result.model_dump_json())
-        provenance = _provenance(about, model.info, prompts, started, estimated)
+        provenance = _provenance(about, model.info, prompts, text, started, estimated)
+        if dictionary is not None:
+            provenance = {**provenance, "dictionary": dictionary.info.model_dump()}
         writer.text("provenance.json", json.dumps(provenance, indent=1))
     final = store.get(writer.id)
+    result = track(result, arguments.model_dump(mode="json"), final.picture, store.folder.parent, tracker)
     return KeptRun(writer.id, result, final.picture)
+
+
+def _watched(technique: str, writer: RunWriter, progress: Progress) -> Progress:
+    """The same progress, also noted where someone who looks at the workspace finds it."""
+    noted = float("-inf")
+
+    def report(done: float, total: float, what: str) -> None:
+        nonlocal noted
+        if time.monotonic() - noted >= NOTED_EVERY:
+            noted = time.monotonic()
+            writer.progress(technique, done, total, what)
+        progress(done, total, what)
+
+    return report
 
 
 def _random_twin(model: Model, seed: int) -> Model:
@@ -171,13 +201,15 @@ def _about(
 
 
 def _provenance(
-    about: About, info: ModelInfo, prompts: ResolvedPrompts | None, started: datetime, estimated: Cost | None
-) -> Mapping[str, object]:
+    about: About, info: ModelInfo, prompts: ResolvedPrompts | None, text: Corpus | None, started: datetime,
+    estimated: Cost | None,
+) -> Mapping[str, object]:  # fmt: skip
     return {
         "about": about.model_dump(),
         "started": started.isoformat(),
         "model": info.model_dump(),
         "prompts": _prompts_provenance(prompts) if prompts else None,
+        "text": _text_provenance(text) if text else None,
         "estimate": estimated.model_dump() if estimated else None,
         "machine": machine(),
         "git": git_state(Path.cwd()),
@@ -195,6 +227,19 @@ def _prompts_provenance(prompts: ResolvedPrompts) -> Mapping[str, object]:
         "n": len(chosen.prompts),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+
+
+def _text_provenance(text: Corpus) -> Mapping[str, object]:
+    digest = hashlib.sha256("\0".join(text.documents).encode()).hexdigest()
+    return {"source": text.name, "documents": len(text.documents), "characters": text.characters, "sha256": digest}
+
+
+def _saved(store: Store, run: str, name: str) -> KeptArray:
+    """An array of an earlier run, as a tensor."""
+    import torch
+
+    array, values = store.get(run).array(name)
+    return KeptArray(torch.from_numpy(as_floats(array, values).copy()), tuple(array.axes), array.unit)
 
 
 def _listed(prompts: object) -> Sequence[Prompt]:

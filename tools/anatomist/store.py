@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ABANDONED_SECONDS = 7 * 24 * 3600.0  # age at which a writing folder is removed though its owner cannot be asked
 _OWNER = "owner.json"
+_PROGRESS = "progress.json"
 _SUFFIX = ".writing"
 
 
@@ -56,6 +57,12 @@ class RunWriter:
 
     def text(self, file: str, content: str) -> None:
         (self.folder / file).write_text(content, encoding="utf-8")
+
+    def progress(self, technique: str, done: float, total: float, what: str) -> None:
+        """How far it is, for whoever watches the workspace; gone when the run is complete."""
+        scratch = self.folder / f".{_PROGRESS}"
+        scratch.write_text(json.dumps({"technique": technique, "done": done, "total": total, "what": what}))
+        scratch.replace(self.folder / _PROGRESS)
 
     def data(self, file: str, content: bytes) -> None:
         (self.folder / file).write_bytes(content)
@@ -151,6 +158,18 @@ class StoredRun:
         return arrays[name], read(self.folder, arrays[name])
 
 
+@dataclass(frozen=True)
+class Running:
+    """A run that some process is making now."""
+
+    id: str
+    technique: str
+    done: float
+    total: float
+    what: str
+    seconds: float  # since it began
+
+
 class Store:
     """The runs of one workspace."""
 
@@ -165,6 +184,7 @@ class Store:
         try:
             yield writer
             writer.finish_arrays()
+            (folder / _PROGRESS).unlink(missing_ok=True)
             folder.rename(self.folder / run_id)
             (self.folder / run_id / _OWNER).unlink()  # a kill before this leaves a whole run with one file more
         except BaseException:
@@ -193,6 +213,13 @@ class Store:
         for run_id in reversed(self.ids()):
             yield StoredRun(run_id, self.folder / run_id)
 
+    def running(self) -> tuple[Running, ...]:
+        """Runs being made now by living processes, oldest first."""
+        if not self.folder.is_dir():
+            return ()
+        folders = sorted(Path(e.path) for e in os.scandir(self.folder) if e.name.endswith(_SUFFIX))
+        return tuple(found for folder in folders if (found := _running(folder)) and not _is_abandoned(folder))
+
     def _claim(self) -> tuple[str, Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):  # a killed holder's lock is released by the system
@@ -218,6 +245,15 @@ class Store:
         for entry in os.scandir(self.folder):
             if entry.name.endswith(_SUFFIX) and _is_abandoned(Path(entry.path)):
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _running(folder: Path) -> Running | None:
+    try:
+        noted = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        began = (folder / _OWNER).stat().st_mtime
+        return Running(folder.name.strip(".").removesuffix(_SUFFIX), **noted, seconds=max(0.0, time.time() - began))
+    except (OSError, ValueError, TypeError):
+        return None  # it has said nothing yet, or has just ended
 
 
 def _number(name: str) -> int | None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from .dictionaries.protocol import Dictionary
 from .figures import Figure
 from .model.protocol import Model
 from .model.tokens import PositionSpec
+from .prompts.corpus import Corpus
 from .prompts.prompt_set import Prompt, PromptSet
 from .result import Frozen, Result
 
@@ -52,8 +55,18 @@ Bos = Annotated[
     bool | None, Field(description="BOS token first; absent: as the tokenizer does.")
 ]
 Split = Annotated[
-    Literal["discovery", "held_out"], Field(description="Part of a generated prompt set.")
+    Literal["discovery", "held_out", "kept_back"],
+    Field(description="Part of a generated set; kept_back: held-out prompts of the template discovery never used."),
 ]
+
+
+TextArgument = Annotated[
+    str | tuple[str, ...],
+    Field(description="'python', 'python-source', 'shakespeare', a file or folder, hf:owner/name, or a list of texts."),
+]
+
+
+SaeArgument = Annotated[str, Field(description="SAE or transcoder: a handle of load_sae, or a name it accepts.")]
 
 
 class Arguments(Frozen):
@@ -69,6 +82,13 @@ class OnPrompts(Arguments):
 
     prompts: PromptsArgument
     split: Split = "discovery"
+    bos: Bos = None
+
+
+class OnText(Arguments):
+    """Arguments of techniques that look at running text."""
+
+    text: TextArgument = "python"
     bos: Bos = None
 
 
@@ -96,6 +116,21 @@ class OpenStream(Protocol):
     ) -> ArrayStream: ...
 
 
+class SavedArray(Protocol):
+    """An array that an earlier run kept, by run and name; raises UnknownName or CorruptFile."""
+
+    def __call__(self, run: str, name: str) -> KeptArray: ...
+
+
+class KeepModel(Protocol):
+    """Keep a model under a new name: `write` puts it into a folder of the workspace, from which it is then loaded.
+
+    Gives back its handle and the loaded model. Raises BadArguments where the name is taken.
+    """
+
+    def __call__(self, name: str, write: Callable[[Path], None]) -> tuple[str, Model]: ...
+
+
 @dataclass
 class Context:
     """What the runner hands to a technique."""
@@ -107,6 +142,11 @@ class Context:
     budget_bytes: int = 2 * 1024**3  # memory a technique may plan with, beyond the weights
     arrays: dict[str, KeptArray] = field(default_factory=dict)
     stream: OpenStream | None = None  # for an array too big to keep in memory; None where nothing is stored
+    text: Corpus | None = None  # resolved from `arguments.text`
+    dictionary: Dictionary | None = None  # resolved from `arguments.sae`
+    find_dictionary: Callable[[str], Dictionary] | None = None  # another one, by handle or name
+    saved: SavedArray | None = None  # arrays of earlier runs; None where nothing is stored
+    keep_model: KeepModel | None = None  # make a changed copy a model of its own; None where nothing is stored
     random_twin: Callable[[int], Model] | None = None  # seed -> a model of the same configuration, untrained
 
     def keep(self, name: str, tensor: Tensor, *, axes: tuple[str, ...], unit: str) -> None:

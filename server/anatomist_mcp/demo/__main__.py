@@ -10,12 +10,10 @@ from pathlib import Path
 
 import anyio
 from anatomist.errors import AnatomistError
-from anatomist.store import Store
 from mcp import Client, StdioServerParameters
 
 from .console import Caller
 from .steps import investigate
-from .story import page, write
 
 
 def main() -> None:
@@ -38,17 +36,18 @@ async def _demo(report: Path, workspace: Path, prompts: int, seed: int) -> None:
     started = time.monotonic()
     server = StdioServerParameters(
         command=sys.executable,
-        args=["-m", "anatomist_mcp", "--workspace", str(workspace)],
+        args=["-m", "anatomist_mcp", "--workspace", str(workspace), "--allow", str(report.parent)],
         env=dict(os.environ),
     )
     async with Client(server) as client:
         caller = Caller(client)
         caller.console.print("[bold]Anatomist[/bold]: asking the server over stdio\n")
-        demo = await investigate(caller, n=prompts, seed=seed)
-        write(page(demo, Store(workspace), caller.seconds), report)
+        report.touch()  # the server writes only to files in folders that it was allowed
+        demo = await investigate(caller, n=prompts, seed=seed, report=report)
         computed = sum(caller.seconds.values())
         caller.console.print(
-            f"\n[bold]{report}[/bold]: open it in a browser. {computed:.0f} s of calls, "
+            f"\n[bold]{demo.verdict.verdict}[/bold]: {demo.verdict.wording}\n"
+            f"[bold]{report}[/bold]: open it in a browser. {computed:.0f} s of calls, "
             f"{time.monotonic() - started:.0f} s in all; the runs are in {workspace}."
         )
 

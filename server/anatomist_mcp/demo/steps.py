@@ -1,13 +1,23 @@
-"""The calls of the demonstration, in the order of the five phases, each through the MCP client."""
+"""The calls of the demonstration, in the order of the five phases, each through the MCP client.
+
+The investigation's record decides what may be said at the end: the demonstration prints the verdict it is given.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
+from anatomist.operations.add_hypothesis import Added
 from anatomist.operations.check_environment import Environment
 from anatomist.operations.load_model import Loaded
+from anatomist.operations.log_decision import Logged
 from anatomist.operations.make_prompts import PromptsMade
+from anatomist.operations.open_investigation import Opened
+from anatomist.operations.record_finding import Recorded
+from anatomist.operations.validate_finding import Validated
+from anatomist.operations.write_report import Written
 from anatomist.techniques.ablate import AblationResult
 from anatomist.techniques.attention_patterns import AttentionPatternsResult
 from anatomist.techniques.check_prompts import PromptCheck
@@ -19,58 +29,103 @@ from .console import Caller
 
 MODEL = "smollm2-135m"
 TASK = "ioi"
+QUESTION = "Which attention heads does SmolLM2-135M need to name the indirect object?"
 HEADS = 5
 CONTROLS = 39  # random sets: the smallest p is 1 / 40
+LARGE = 0.25  # share of the logit difference whose loss would matter: written into the prediction
 ROLES = ["IO", "S1", "S2", "END"]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """All that came back."""
+    """What it came to."""
 
-    environment: Environment
-    model: Loaded
-    prompts: PromptsMade
-    check: PromptCheck
-    lens: LogitLensResult
-    direct: DirectLogitAttributionResult
-    residual: PatchingResult
-    one_prompt: PatchingResult
-    heads: PatchingResult
     chosen: tuple[str, ...]
-    attention: AttentionPatternsResult
-    removed: tuple[AblationResult, ...]  # mean, then resample, on the held-out part
+    verdict: Validated
+    report: Written
 
 
-async def investigate(caller: Caller, *, n: int, seed: int) -> Demo:
-    """Set up, design, look, analyse, validate."""
-    call = caller.call
-    environment = await call("check_environment", {}, Environment)
-    model = await call("load_model", {"name": MODEL}, Loaded)
-    prompts = await call("make_prompts", {"task": TASK, "model": MODEL, "n": n, "seed": seed}, PromptsMade)
-    on = {"model": MODEL, "prompts": prompts.handle, "seed": seed, "response_format": "detailed"}
-    at = {"positions": ["END"]}  # where the answer is read: what a head writes elsewhere is another question
-    check = await call("check_prompts", on, PromptCheck)
-    lens = await call("logit_lens", on, LogitLensResult)
-    direct = await call("direct_logit_attribution", on, DirectLogitAttributionResult)
-    residual = await call("patch_activations", {**on, "positions": ROLES}, PatchingResult)
-    one_prompt = await call("patch_activations", {**on, "prompts": _first(prompts)}, PatchingResult)
-    heads = await call("patch_activations", {**on, "site": "head", "direction": "noising", **at}, PatchingResult)
+async def investigate(caller: Caller, *, n: int, seed: int, report: Path) -> Demo:
+    """Set up, design, look, analyse, validate, report."""
+    prompts, on = await _set_up(caller, n, seed)
+    heads = await _look(caller, prompts, on)
     chosen = necessary_heads(heads)
-    attention = await call("attention_patterns", {**on, "heads": chosen}, AttentionPatternsResult)
-    removed = tuple(
-        [
-            await call(
-                "ablate",
-                {**on, **at, "heads": chosen, "split": "held_out", "ablation": kind, "controls": CONTROLS},
-                AblationResult,
-            )
-            for kind in ("mean", "resample")
-        ]
+    hypothesis = await _predict(caller, on, chosen)
+    runs = [_run(heads), *await _test(caller, on, chosen)]
+    verdict = await _validate(caller, on, hypothesis, chosen, runs, searched=_searched(heads))
+    written = await caller.call("write_report", {"investigation": on["investigation"], "path": str(report)}, Written)
+    return Demo(chosen, verdict, written)
+
+
+async def _set_up(caller: Caller, n: int, seed: int) -> tuple[PromptsMade, dict[str, object]]:
+    """Phases 1 and 2: the model, the question, prompts, and whether the model does the task at all."""
+    call = caller.call
+    await call("check_environment", {}, Environment)
+    await call("load_model", {"name": MODEL}, Loaded)
+    opened = await call("open_investigation", {"question": QUESTION, "model": MODEL, "task": TASK}, Opened)
+    prompts = await call("make_prompts", {"task": TASK, "model": MODEL, "n": n, "seed": seed}, PromptsMade)
+    on: dict[str, object] = {
+        "model": MODEL, "prompts": prompts.handle, "seed": seed, "response_format": "detailed",
+        "investigation": opened.investigation,
+    }  # fmt: skip
+    await call("check_prompts", on, PromptCheck)
+    return prompts, on
+
+
+async def _look(caller: Caller, prompts: PromptsMade, on: dict[str, object]) -> PatchingResult:
+    """Phase 3: from coarse to fine, on the discovery prompts."""
+    call = caller.call
+    await call("logit_lens", on, LogitLensResult)
+    await call("direct_logit_attribution", on, DirectLogitAttributionResult)
+    await call("patch_activations", {**on, "positions": ROLES}, PatchingResult)
+    first = cast(dict[str, object], prompts.examples[0].model_dump(mode="json"))
+    await call("patch_activations", {**on, "prompts": [first]}, PatchingResult)
+    # Where the answer is read: what a head writes elsewhere is another question.
+    return await call(
+        "patch_activations", {**on, "site": "head", "direction": "noising", "positions": ["END"]}, PatchingResult
     )
-    return Demo(
-        environment, model, prompts, check, lens, direct, residual, one_prompt, heads, chosen, attention, removed
-    )
+
+
+async def _predict(caller: Caller, on: dict[str, object], chosen: tuple[str, ...]) -> str:
+    """Phase 4: what the heads look at, the decision, and a prediction before the held-out prompts are used."""
+    named, record = ", ".join(chosen), {"investigation": on["investigation"]}
+    await caller.call("attention_patterns", {**on, "heads": chosen}, AttentionPatternsResult)
+    decision = {
+        "text": f"Test {named}.",
+        "why": "Noising them at the last token costs most, and each survives the correction for all heads searched.",
+    }
+    await caller.call("run_technique", {"name": "log_decision", "arguments": {**record, **decision}}, Logged)
+    words = {
+        "statement": f"{named} write the name that was not repeated.",
+        "prediction": f"Resampling them together on unseen names removes at least {LARGE:.0%} of the logit difference.",
+        "falsified_by": f"The loss on unseen names stays below {LARGE:.0%}, or random sets of heads lose as much.",
+        "rivals": [
+            "They keep the sentence grammatical, and the name is chosen elsewhere.",
+            "Any five late heads would do as much damage.",
+        ],
+    }
+    given = {**record, **words, "components": chosen, "minimum_effect": LARGE, "plan": ["ablate", "validate_finding"]}
+    return (await caller.call("add_hypothesis", given, Added)).hypothesis.id
+
+
+async def _test(caller: Caller, on: dict[str, object], chosen: tuple[str, ...]) -> list[str]:
+    """Phase 5, by hand: both ablations on the held-out prompts, against random sets."""
+    arguments = {**on, "heads": chosen, "split": "held_out", "controls": CONTROLS}
+    both = [await caller.call("ablate", {**arguments, "ablation": k}, AblationResult) for k in ("mean", "resample")]
+    return [_run(result) for result in both]
+
+
+async def _validate(
+    caller: Caller, on: dict[str, object], hypothesis: str, chosen: tuple[str, ...], runs: list[str], *, searched: int
+) -> Validated:
+    """Phase 5: the claim, and the checks that the tool makes itself on prompts of its own."""
+    record = {"investigation": on["investigation"]}
+    claim = {
+        "claim": f"{', '.join(chosen)} together are needed to name the indirect object.", "hypothesis": hypothesis,
+        "runs": runs, "components": chosen, "kind": "necessary", "searched": searched,
+    }  # fmt: skip
+    finding = (await caller.call("record_finding", {**record, **claim}, Recorded)).finding.id
+    return await caller.call("validate_finding", {**record, "finding": finding, "n": 32}, Validated)
 
 
 def necessary_heads(heads: PatchingResult) -> tuple[str, ...]:
@@ -79,5 +134,10 @@ def necessary_heads(heads: PatchingResult) -> tuple[str, ...]:
     return tuple(negative[:HEADS])
 
 
-def _first(prompts: PromptsMade) -> list[dict[str, object]]:
-    return [cast(dict[str, object], prompts.examples[0].model_dump(mode="json"))]
+def _searched(heads: PatchingResult) -> int:
+    return sum(value is not None for value in heads.effects[0].change.values or ())
+
+
+def _run(result: PatchingResult | AblationResult) -> str:
+    assert result.about is not None
+    return result.about.run

@@ -1,6 +1,6 @@
-"""Run any technique of the catalog by name, with the same checks, result, picture and stored run as its own tool.
+"""Run any technique or operation of the catalog by name, with the same checks, result and picture as its own tool.
 
-For techniques that are not listed as tools: list_techniques finds them, describe_technique gives their arguments."""
+For those that are not listed as tools: list_techniques finds them, describe_technique gives their arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DESTRUCTIVE = False
 
 
 class Arguments(Frozen):
-    """Which technique, and its own arguments."""
+    """Which one, and its own arguments."""
 
     name: Annotated[str, Field(description="Name from list_techniques.")]
     arguments: Annotated[
@@ -38,7 +38,7 @@ class TechniqueResult(Outcome):
 
 
 async def run(app: App, arguments: Arguments, report: Report) -> Shown:
-    if arguments.name in app.catalog.names("operation"):
-        raise UnknownName(f"{arguments.name!r} is a tool and no technique: call the tool {arguments.name} itself.")
-    entry = app.catalog.find(arguments.name, "technique")
-    return await app.compute(entry, parse_arguments(entry, arguments.arguments), report)
+    tool = app.tool(arguments.name)
+    if tool.entry.module.__name__.startswith(__name__.rpartition(".")[0]):
+        raise UnknownName(f"{arguments.name!r} is a tool of the server: call the tool {arguments.name} itself.")
+    return await app.answer(tool, parse_arguments(tool.entry, arguments.arguments), report)

@@ -77,8 +77,12 @@ def scores(
     return found
 
 
-def uniform(tokens: Tokens, like: Float[Tensor, ...]) -> Float[Tensor, "B 1 T T"]:
-    """The baseline pattern: 1 / (p + 1) on every key a query can see."""
+def uniform(tokens: Tokens, like: Float[Tensor, ...], *, causal: bool = True) -> Float[Tensor, "B 1 T T"]:
+    """The baseline pattern: the same weight on every key a query can see, 1 / (p + 1), or 1 / length both ways."""
     width = tokens.width
-    seen = like.new_ones(width, width).tril()
-    return (seen / seen.sum(-1, keepdim=True)).expand(tokens.n_rows, 1, width, width)
+    if causal:
+        seen = like.new_ones(width, width).tril().expand(tokens.n_rows, 1, width, width)
+    else:
+        real = like.new_tensor([[float(key < n) for key in range(width)] for n in tokens.lengths])
+        seen = real[:, None, None].expand(-1, 1, width, width)
+    return seen / seen.sum(-1, keepdim=True)

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from einops import einsum
 
-from ..errors import ParityError
+from ..errors import BadPrompts, ParityError
 from ..measures.metrics import widened
+from ..model.edits import Edit
 from ..model.protocol import Model, Norm, Weights
 from ..model.sites import Site, SiteKind
 from ..model.tokens import Tokens
+from ..prompts.encoding import EncodedPrompts, Ids
 from ..result import SelfTest
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Effects(NamedTuple):
     logit_diff: Float[Tensor, " B"]  # from the model's own final norm, before any soft-cap
     capped: Float[Tensor, " B"]  # the same after the soft-cap, worked out here
     given: Float[Tensor, " B"]  # from the model's logits
+    final: Float[Tensor, "B D"]  # the last residual at the position read
 
 
 class Split(NamedTuple):
@@ -53,6 +56,27 @@ class Split(NamedTuple):
 
     units: Tensor  # [B, H] or [B, F]
     bias: Tensor | None  # [B]; of the output matrix and of the norm after it
+
+
+def single_answers(prompts: EncodedPrompts) -> tuple[list[int], list[int]]:
+    """The answer and the wrong token of every prompt.
+
+    Raises:
+        BadPrompts: one is a set.
+    """
+    for part, sets in (("answer", prompts.answers), ("wrong", prompts.wrongs)):
+        several = [row for row, ids in enumerate(sets or ()) if len(ids) > 1]
+        if several:
+            raise BadPrompts(
+                f"the `{part}` of {len(several)} of {prompts.n} prompts is a set (first: prompt {several[0]}); the log "
+                "of a sum of exponentials does not split into terms. Give one token each, or use patch_activations."
+            )
+    return _first(prompts.answers), _first(prompts.wrongs)
+
+
+def _first(sets: Ids | None) -> list[int]:
+    assert sets is not None
+    return [ids[0] for ids in sets]
 
 
 def sites_read(model: Model, neuron_layers: Sequence[int]) -> list[Site]:
@@ -73,20 +97,24 @@ def _biased_behind_norm(model: Model, layer: int) -> bool:
 
 
 def direct_effects(
-    model: Model, tokens: Tokens, answers: Sequence[int], wrongs: Sequence[int], neuron_layers: Sequence[int] = ()
-) -> Effects:
+    model: Model, tokens: Tokens, answers: Sequence[int], wrongs: Sequence[int], neuron_layers: Sequence[int] = (),
+    *, edits: Sequence[Edit] = (), scale_of: Float[Tensor, "B D"] | None = None,
+) -> Effects:  # fmt: skip
     """Every term of answer minus wrong at each row's last token, one answer and one wrong token a row.
+
+    With `edits` those of the edited run. `scale_of` is the final residual whose scale the final norm divides by, the
+    run's own when absent: with another run's the terms add up to the logit difference under that run's frozen norm.
 
     Raises:
         Unsupported: the backend knows no weights of this architecture.
     """
     weights = model.weights
-    ran = model.run(tokens, read=sites_read(model, neuron_layers), logits_at=tokens.last)
+    ran = model.run(tokens, read=sites_read(model, neuron_layers), edits=edits, logits_at=tokens.last)
     rows, logits = list(range(tokens.n_rows)), ran.logits
     at = {site: widened(x[rows, list(tokens.last)]) for site, x in ran.reads.items()}
     norm, final = wide(weights.final_norm()), at[Site("resid_post", model.info.n_layers - 1)]
     contrast = (widened(weights.unembed(answers)) - widened(weights.unembed(wrongs))).T
-    direction = pulled_back(norm, contrast, norm.scale(final))
+    direction = pulled_back(norm, contrast, norm.scale(final if scale_of is None else scale_of))
     columns = _embedding(weights, tokens, at[Site("embed")], direction)
     for layer in range(model.info.n_layers):
         columns |= _layer(weights, layer, at, direction, layer in neuron_layers)
@@ -102,7 +130,7 @@ def direct_effects(
     assert logits is not None
     given = [widened(logits[rows, list(s)]) for s in sides]
     return Effects(
-        tuple(columns), stacked(columns), before[0] - before[1], capped[0] - capped[1], given[0] - given[1]
+        tuple(columns), stacked(columns), before[0] - before[1], capped[0] - capped[1], given[0] - given[1], final
     )
 
 
@@ -187,6 +215,17 @@ def _heads(weights: Weights, layer: int, z: Float[Tensor, "B H h"], direction: F
     raw = einsum(z, o, "b n h, n h d -> b d")
     before, constant = _before_norm(weights.post_attention_norm(layer), raw, bias, direction)
     return Split(einsum(z, o, before, "b n h, n h d, b d -> b n"), constant)
+
+
+def of_changed_heads(
+    weights: Weights, layer: int, z: Float[Tensor, "B H h"], change: Float[Tensor, "B H h"],
+    direction: Float[Tensor, "B D"],
+) -> Float[Tensor, "B H"]:  # fmt: skip
+    """What changes of the heads' z add directly, a norm after attention frozen at z."""
+    o, bias = widened(weights.o(layer)), weights.o_bias(layer)
+    raw = einsum(z, o, "b n h, n h d -> b d")
+    before, _ = _before_norm(weights.post_attention_norm(layer), raw, bias, direction)
+    return einsum(change, o, before, "b n h, n h d, b d -> b n")
 
 
 def _neurons(weights: Weights, layer: int, active: Float[Tensor, "B F"], direction: Float[Tensor, "B D"]) -> Split:

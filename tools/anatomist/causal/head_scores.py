@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import BadArguments
+from ..errors import BadArguments, Unsupported
 from ..model.batches import batches
 from ..model.protocol import Model
 from ..model.sites import Site, check_site
@@ -43,7 +43,13 @@ def repeated_tokens(model: Model, seeds: Sequence[int], rows: int, length: int, 
 
     Raises:
         BadArguments: the vocabulary or the context is too small for four tokens twice.
+        Unsupported: the model sees what comes after a token too.
     """
+    if not model.info.causal:
+        raise Unsupported(
+            f"{model.info.name} sees the whole row at once; these scores and their baseline are of heads that "
+            "look back. Look at it with attention_patterns, or use a causal model."
+        )
     pool = [int(i) for i in material(model)["ids"]]
     length = min(length, len(pool), (model.info.n_ctx - 1) // 2)
     if length < SHORTEST:

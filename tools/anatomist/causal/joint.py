@@ -73,7 +73,7 @@ def _controls(kind: SiteKind, sites: Sequence[Site], shape: Shape, count: int, s
 
 
 def joint_effect(
-    parts: Sequence[Site], metric: str, unit: str, changes: ndarray, singles: ndarray, base: ndarray,
+    parts: Sequence[Site | str], metric: str, unit: str, changes: ndarray, singles: ndarray, base: ndarray,
     other: ndarray, clusters: Clusters, drawn: str,
 ) -> JointEffect:  # fmt: skip
     """The set's change beside its controls': changes [1 + B, prompts], the set first; singles [parts, prompts].
@@ -84,7 +84,7 @@ def joint_effect(
     share = normalised(changes[0] + base, base, other, clusters).intervals
     controls = tuple(float(c) for c in means[1:])
     return JointEffect(
-        parts=tuple(map(unit_name, parts)),
+        parts=tuple(part if isinstance(part, str) else unit_name(part) for part in parts),
         metric=metric,
         unit=unit,
         change=clusters.means(changes[0]).estimate(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ..errors import BadArguments, BadPrompts
 from ..measures.metrics import NEEDS, Metric, MetricName, metric_for
+from ..model.edits import Edit
 from ..model.protocol import Model
 from ..model.sweep_cost import flops_of, pieces
 from ..model.sweep_plan import SweepPlan
@@ -16,6 +18,7 @@ from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, Part, encode
 from ..prompts.prompt_set import PromptSet
 from ..result import Frozen, SelfTest
+from .neutral import Runs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -82,12 +85,15 @@ def bound_metrics(
     return tuple(metric_for(name, prompts, reference=reference) for name in names)
 
 
-def last_logits(model: Model, tokens: Tokens) -> Float[Tensor, "B V"]:
-    """Float32 logits at each row's last token, a few rows at a time."""
+def last_logits(
+    model: Runs, tokens: Tokens, edits: Sequence[Edit] = (), places: Sequence[tuple[int, ...]] | None = None
+) -> Float[Tensor, "B V"]:
+    """Float32 logits at each row's last token, a few rows at a time; with `places`, the edits act there in each row."""
     found: Tensor | None = None
     for part in pieces(tokens.n_rows, REFERENCE_ROWS):
         rows = tokens.rows(part)
-        logits = model.run(rows, logits_at=rows.last).logits
+        here = edits if places is None else [replace(e, positions=tuple(places[row] for row in part)) for e in edits]
+        logits = model.run(rows, edits=here, logits_at=rows.last).logits
         assert logits is not None
         found = logits.new_empty((tokens.n_rows, logits.shape[-1])).float() if found is None else found
         found[part.start : part.stop] = logits.float()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
 from ..errors import BadPrompts
 from ..model.edits import Edit
-from ..model.protocol import Model
+from ..model.protocol import Model, Run
 from ..model.sites import Site
 from ..model.tokens import Tokens
 from ..result import Frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Runs(Protocol):
+    """What can be run on tokens: a model, or weights that are being changed."""
+
+    def run(
+        self, tokens: Tokens, *, edits: Sequence[Edit] = (), logits_at: Sequence[int] | Literal["all"] | None = None
+    ) -> Run: ...
 
 
 class NeutralLoss(Frozen):
@@ -36,15 +44,25 @@ def neutral_loss(
     Raises:
         BadPrompts: a text of a single token has nothing to predict.
     """
+    tokens = neutral_tokens(model, texts, bos=bos)
+    edits = [_edit(site, values) for site in sites]
+    counted = sum(tokens.lengths) - tokens.n_rows
+    before, after = (total_loss(model, tokens, e) / counted for e in ([], edits))
+    written = "zeros" if values is None else "mean activation over the prompts and their positions"
+    return NeutralLoss(tokens=counted, before=before, after=after, written=written)
+
+
+def neutral_tokens(model: Model, texts: Sequence[str | Sequence[int]], *, bos: bool | None) -> Tokens:
+    """Neutral texts as tokens.
+
+    Raises:
+        BadPrompts: a text of a single token has nothing to predict.
+    """
     tokens = model.tokenize(texts, bos=bos)
     for row, length in enumerate(tokens.lengths):
         if length < 2:
             raise BadPrompts(f"neutral text {row} is one token: there is nothing to predict. Give a longer text.")
-    edits = [_edit(site, values) for site in sites]
-    counted = sum(tokens.lengths) - tokens.n_rows
-    before, after = (_total(model, tokens, e) / counted for e in ([], edits))
-    written = "zeros" if values is None else "mean activation over the prompts and their positions"
-    return NeutralLoss(tokens=counted, before=before, after=after, written=written)
+    return tokens
 
 
 def _edit(site: Site, values: Mapping[Site, Tensor] | None) -> Edit:
@@ -54,8 +72,8 @@ def _edit(site: Site, values: Mapping[Site, Tensor] | None) -> Edit:
     return Edit(site=site, rule="mean", value=whole if site.index is None else whole[:, :, site.index])
 
 
-def _total(model: Model, tokens: Tokens, edits: Sequence[Edit]) -> float:
-    """Summed loss, one text a pass: logits of every position are the largest tensor there is."""
+def total_loss(model: Runs, tokens: Tokens, edits: Sequence[Edit] = ()) -> float:
+    """Summed next-token loss in nats, one text a pass: logits of every position are the largest tensor there is."""
     total = 0.0
     for row in range(tokens.n_rows):
         one = tokens.rows([row])

@@ -14,7 +14,7 @@ LINES_WIDTH, HEIGHT = 460.0, 230.0
 BARS_WIDTH, BAR = 340.0, 17.0
 SQUARE = 330.0
 DOTS = 45  # points on a line up to which each is marked
-NAMED = 10  # points of a scatter that are labelled at most
+ALL, NAMED = 24, 10  # points up to which all are labelled that have room; labels among more
 OUTLYING = 6.0  # squared distance from the middle, in spreads, from which a point is labelled among many
 
 
@@ -166,10 +166,11 @@ def _furthest(panel: Scatter) -> set[int]:
         spread = (sum((v - mean) ** 2 for v in side) / max(1, n)) ** 0.5 or 1.0
         far = [f + ((v - mean) / spread) ** 2 for f, v in zip(far, side, strict=True)]
     named: list[int] = []
+    most = n if n <= ALL else NAMED
     for i in sorted(range(n), key=lambda i: -far[i]):
         reach = width([panel.labels[i]]) + 8
         clear = all(abs(across[i] - across[j]) > reach or abs(up[i] - up[j]) > LABEL + 3 for j in named)
-        if clear and len(named) < NAMED and (far[i] > OUTLYING or n <= NAMED):
+        if clear and len(named) < most and (far[i] > OUTLYING or n <= ALL):
             named.append(i)
     return set(named)
 

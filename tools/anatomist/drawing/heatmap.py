@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..figures import Heatmap
+from .colours import colour, ends, strong
 from .labels import CHARACTER, index_axis, shown
 from .parts import Part
 
-STRONG = 0.6  # share of the colour scale from which text is drawn in the light colour
 TEXT_LIMIT = 11  # characters of a text in a cell
 
 
@@ -26,7 +26,10 @@ def heatmap(panel: Heatmap, largest: float) -> Part:
     cells: dict[str, object] = {
         "mark": {"type": "rect"},
         "transform": [{"filter": "datum.v !== null"}],
-        "encoding": {"color": _colour(panel, high * len(rows.labels)), "tooltip": tooltip},
+        "encoding": {
+            "color": colour(panel.grid.unit, domain(panel), diverging=panel.diverging, height=high * len(rows.labels)),
+            "tooltip": tooltip,
+        },
     }
     empty = {"mark": {"type": "rect", "style": "cell-empty"}, "transform": [{"filter": "datum.v === null"}]}
     layers = [empty, cells] if panel.grid.values is None or None in panel.grid.values else [cells]
@@ -43,33 +46,8 @@ def heatmap(panel: Heatmap, largest: float) -> Part:
 
 
 def domain(panel: Heatmap) -> tuple[float, float]:
-    """The ends of the colour scale: given, or the values' own with 0; symmetric about 0 when diverging."""
-    values = [v for v in panel.grid.values or () if v is not None] or [0.0]
-    low, high = panel.domain or (min(0.0, *values), max(values))
-    if panel.diverging:
-        reach = max(abs(low), abs(high)) or 1.0
-        return -reach, reach
-    return (low, high) if low < high else (low, low + 1.0)
-
-
-def _colour(panel: Heatmap, height: float) -> dict[str, object]:
-    low, high = domain(panel)
-    scale: dict[str, object] = {"domain": [low, high], "clamp": True, "interpolate": "rgb"}
-    if panel.diverging:
-        scale |= {"domainMid": 0}
-    drawn = {"title": _wrapped(panel.grid.unit), "gradientLength": max(70, min(170, int(height))), "tickCount": 5}
-    return {"field": "v", "type": "quantitative", "scale": scale, "legend": drawn}
-
-
-def _wrapped(unit: str) -> list[str]:
-    """A legend title in lines of about 16 characters."""
-    lines = [""]
-    for word in unit.split():
-        if lines[-1] and len(lines[-1]) + len(word) > 16:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
+    """The ends of the colour scale: see `colours.ends`."""
+    return ends(panel.grid.values or (), panel.domain, diverging=panel.diverging)
 
 
 def _text(style: str, which: str) -> dict[str, object]:
@@ -81,7 +59,7 @@ def _text(style: str, which: str) -> dict[str, object]:
 
 
 def _cells(panel: Heatmap) -> list[dict[str, object]]:
-    low, high = domain(panel)
+    scale = domain(panel)
     rows, columns = panel.grid.axes
     cells: list[dict[str, object]] = []
     for i, value in enumerate(panel.grid.values or (None,) * panel.grid.size):
@@ -90,8 +68,8 @@ def _cells(panel: Heatmap) -> list[dict[str, object]]:
             "r": r, "c": c, "v": value, "row": shown(rows.labels[r]), "column": shown(columns.labels[c]),
         }  # fmt: skip
         if panel.text is not None:
-            share = 0.0 if value is None else (abs(value) / high if panel.diverging else (value - low) / (high - low))
-            cell |= {"t": shown(panel.text[i]), "w": _short(panel.text[i]), "s": share > STRONG}
+            deep = strong(value, scale, diverging=panel.diverging)
+            cell |= {"t": shown(panel.text[i]), "w": _short(panel.text[i]), "s": deep}
         cells.append(cell)
     return cells
 

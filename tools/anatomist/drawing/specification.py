@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from ..figures import Bars, Figure, Graph, Heatmap, Lines, Scatter
+from ..figures import Bars, Figure, Graph, Heatmap, Lines, Scatter, TextRows
 from .charts import bars, lines, scatter
 from .graph import graph
 from .heatmap import heatmap
 from .parts import Part
+from .text import text
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-Panel = Heatmap | Lines | Bars | Scatter | Graph
+Panel = Heatmap | Lines | Bars | Scatter | Graph | TextRows
 SIDE = 90.0  # pixels that axes and a legend take beside a panel
 FEW, MANY = 30.0, 18.0  # pixels of a heat map cell, among few and many panels
 LETTER = 5.6  # pixels of a caption's character
@@ -46,6 +47,8 @@ def _part(panel: Panel, largest: float) -> Part:
             return scatter(panel)
         case Graph():
             return graph(panel)
+        case TextRows():
+            return text(panel)
 
 
 def _titled(part: Part, panel: Panel) -> dict[str, object]:
@@ -53,9 +56,18 @@ def _titled(part: Part, panel: Panel) -> dict[str, object]:
 
 
 def _one_scale(figure: Figure) -> bool:
-    """Whether all panels are heat maps on one given colour scale, whose legend is then drawn once."""
-    scales = {(p.domain, p.diverging, p.grid.unit) if isinstance(p, Heatmap) else None for p in figure.panels}
+    """Whether all panels are cells or tokens on one given colour scale, whose legend is then drawn once."""
+    scales = {_scale(panel) for panel in figure.panels}
     return len(figure.panels) > 1 and len(scales) == 1 and all(s is not None and s[0] is not None for s in scales)
+
+
+def _scale(panel: Panel) -> tuple[tuple[float, float] | None, bool, str] | None:
+    match panel:
+        case Heatmap():
+            return panel.domain, panel.diverging, panel.grid.unit
+        case TextRows():
+            return panel.domain, panel.diverging, panel.value_title
+    return None
 
 
 def _resolve(shared: bool) -> dict[str, object]:

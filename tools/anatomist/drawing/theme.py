@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 
 Theme = Literal["light", "dark"]
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+MONO = "Liberation Mono, DejaVu Sans Mono, Menlo, Consolas, monospace"
 LABEL = 10  # font size of axis labels, in pixels
+TOKEN = 11  # font size of running text
 
 
 class Palette(NamedTuple):
@@ -89,5 +91,10 @@ def config(theme: Theme, *, transparent: bool = False) -> dict[str, object]:
             "baseline": {"color": p.soft, "strokeWidth": 1, "opacity": 0.6},
             "reference": {"color": p.soft, "strokeWidth": 1.2, "strokeDash": [5, 4]},
             "point-label": {"color": p.ink, "fontSize": LABEL},
+            "token": {"color": p.ink, "font": MONO, "fontSize": TOKEN},
+            "token-strong": {"color": p.on_strong, "font": MONO, "fontSize": TOKEN},
+            "token-frame": {"color": p.ink, "strokeWidth": 1.3, "cornerRadius": 2},
+            "row-heading": {"color": p.ink, "fontSize": 11, "fontWeight": 600},
+            "row-label": {"color": p.soft, "fontSize": LABEL},
         },
     }  # fmt: skip

@@ -7,6 +7,7 @@ gradients; receivers are ends of paths; all else reads.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from .cost import Cost, Part, cost
 from .sizes import Sizes
 
 Given = Mapping[str, object]
+USUAL_SOURCES = 5  # roles of a prompt and the rest, where none are named
 ROWS_A_CHUNK = 64  # cells that read the weights together
 
 
@@ -54,8 +56,14 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
     given = {name: getattr(arguments, name) for name in type(arguments).model_fields}
     if {"rows", "length"} <= given.keys():
         on = _random_tokens(given, on)
+    if {"n_tokens", "width"} <= given.keys():
+        on = _running_text(given, on)
+    if "sae" in given and "sample" in given:
+        return feature_cost(given, sizes, on, rate)
     if "sample" in given and "top" in given:
         return gradient_cost(given, sizes, on, rate)
+    if {"queries", "sources"} <= given.keys():
+        return sweep_cost(knockout_cells(given, sizes, on), sizes, on, rate)
     if "receivers" in given:
         return sweep_cost(path_cells(given, sizes, on), sizes, on, rate)
     if "grid" in given or "ablation" in given:
@@ -97,6 +105,21 @@ def gradient_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     return cost(parts, flops, 4 * steps + 2, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
+def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """A forward and a backward pass, then features taken away exactly, as if at the middle layer."""
+    n = _number(given, "top", 0) + _number(given, "sample", 0) + _number(given, "controls", 0) + 2
+    checks = sweep_cost(Cells(n, n * s.layers / 2 * on.width, n), s, on, rate)
+    saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
+    parts = [
+        Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
+        Part(what="values that are written", formula="n B T d s", bytes=n * on.rows * on.width * s.d_model * s.item_bytes),
+        *_passing(s, on),
+    ]
+    flops = f.attribution_flops(s, on.rows, on.width, 1) + checks.flops
+    basis = f"a forward and a backward pass over {on.prompts}, then {n:.0f} sets of features taken away"
+    return cost(parts, flops, 6, s, rate, basis, rows=on.rows, budget=on.budget)
+
+
 def reading_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """Two passes (clean and corrupted) with what is kept of them."""
     flops = 2 * f.forward_flops(s, on.rows, on.width, logits_per_row=1)
@@ -110,7 +133,7 @@ def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
     units = a_layer.get(str(given.get("site")), 1)
     # A name that is no head is left to the technique, which says what heads look like.
-    found = (re.match(r"L(\d+)(?:H|KV|N)\d+$", str(name)) for name in _names(given.get("heads")))
+    found = (re.match(r"L(\d+)(?:H|KV|N|F)\d+$", str(name)) for name in _names(given.get("heads")))
     named = [int(match[1]) for match in found if match]
     layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
     grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
@@ -134,6 +157,18 @@ def path_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     return Cells(n, n * s.layers / 2 * (on.width - on.shared), n * _needs_every_logit(given))
 
 
+def knockout_cells(given: Given, s: Sizes, on: Extent) -> Cells:
+    """Rows by sources, each with its random sets: whole passes, for any layer may be cut."""
+    heads, layers = _names(given.get("heads")), len(_names(given.get("layers"))) or s.layers
+    if given.get("by") == "head":
+        rows = len(heads) or layers * s.heads
+    else:
+        stride = given.get("stride") or given.get("window") or max(1, layers // 5)
+        rows = 1 + math.ceil(layers / int(str(stride)))
+    n = rows * (len(_names(given.get("sources"))) or USUAL_SOURCES) * (1 + _number(given, "controls", 0))
+    return Cells(n, n * s.layers * on.width, n * _needs_every_logit(given))
+
+
 def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
     """Bytes of one place, read at every position, with all heads or neurons."""
     kv = s.kv_heads * s.d_head
@@ -152,6 +187,12 @@ def _random_tokens(given: Given, on: Extent) -> Extent:
     """Rows of random tokens, each repeated once, for every seed; untrained twins read as many as one seed."""
     sets = _number(given, "seeds", 1) + _number(given, "null_models", 0)
     return replace(on, rows=sets * _number(given, "rows", 1), width=2 * _number(given, "length", 1))
+
+
+def _running_text(given: Given, on: Extent) -> Extent:
+    """Windows of text, as many as the tokens asked for fill."""
+    width = max(1, int(_number(given, "width", 1)))
+    return replace(on, rows=math.ceil(_number(given, "n_tokens", width) / width), width=width)
 
 
 def _passing(s: Sizes, on: Extent) -> list[Part]:

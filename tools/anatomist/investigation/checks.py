@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+from ..errors import BadPrompts
 from ..techniques.check_prompts import PromptCheck
 from .bench import Bench, NotApplicable, Setting
 from .intervention import Effect, Where, measure
@@ -18,6 +19,7 @@ from .record import Check, CheckName, Finding, Hypothesis, Investigation
 SECOND: Mapping[str, str] = {"mean": "resample", "resample": "mean", "zero": "resample"}
 MIRROR: Mapping[str, str] = {"necessary": "sufficient", "sufficient": "necessary", "mediating": "sufficient"}
 MOST_CONTROLS = 999
+LEAST_DRAWN = 32  # prompts in a draw of its own: fewer leave templates with a single prompt, and nothing to take from
 LEAST_PART = 0.05  # of the set's effect: what a part must add to it that does nothing detectable alone
 
 
@@ -109,16 +111,30 @@ def _idle(case: Case, where: Where, effect: Effect) -> tuple[tuple[str, ...], tu
 
 
 def held_out(case: Case) -> Check:
-    """It replicates on unseen names and on a template that discovery never used."""
+    """It replicates on unseen names, and by itself on the template that discovery never used."""
     effect = measure(case.bench, case.finding, case.where("held_out"), case.setting)
-    return _as_predicted("held_out", case, effect, "on unseen names, a kept-back template among them")
+    made = _as_predicted("held_out", case, effect, "on unseen names, a kept-back template among them")
+    try:
+        alone = measure(case.bench, case.finding, case.where("kept_back"), case.setting)
+    except BadPrompts as error:
+        return made.model_copy(update={"reason": f"{made.reason} No template by itself: {error}"})
+    replicates = alone.share >= case.finding.minimum_effect
+    verdict = "replicates" if replicates else "does not replicate"
+    return made.model_copy(
+        update={
+            "outcome": "pass" if made.outcome == "pass" and replicates else "fail",
+            "reason": f"{made.reason} On the kept-back template alone it {verdict}: share {alone}.",
+            "figures": {**made.figures, "kept_back": alone.share},
+            "runs": (*made.runs, alone.run),
+        }
+    )
 
 
 def seeds(case: Case) -> Check:
     """It holds on several independent draws of prompts."""
     if case.task is None:
         raise NotApplicable("prompts of this investigation cannot be drawn again.")
-    effects = []
+    effects, n = [], max(LEAST_DRAWN, case.setting.n // 2)
     for step in range(1, case.setting.seeds + 1):
         setting = replace(case.setting, seed=case.setting.seed + step)
         handle = case.bench.fresh_prompts(case.task, case.model, setting.n // 2, setting.seed)
@@ -126,7 +142,7 @@ def seeds(case: Case) -> Check:
     shares = [e.share for e in effects]
     passed = min(shares) >= case.finding.minimum_effect
     reason = (
-        f"shares {', '.join(f'{s:.2f}' for s in shares)} on {len(shares)} draws of {case.setting.n // 2} prompts; "
+        f"shares {', '.join(f'{s:.2f}' for s in shares)} on {len(shares)} draws of {n} prompts; "
         f"each must reach {case.finding.minimum_effect:.2f}."
     )
     figures = {f"draw {i + 1}": share for i, share in enumerate(shares)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import BadArguments
 from ..result import Result
 from .ledger import Ledger, now
-from .phases import label_of
+from .phases import SEALED, label_of
 from .record import Label, NotedRun
 
 
@@ -17,7 +17,7 @@ def admit(ledger: Ledger, investigation: str, split: str | None) -> Label:
         BadArguments: held-out prompts, and no prediction has been written yet.
     """
     state = ledger.get(investigation)
-    if split == "held_out" and not state.hypotheses:
+    if split in SEALED and not state.hypotheses:
         raise BadArguments(
             f"the held-out prompts of {investigation} are sealed until a prediction is written: call add_hypothesis "
             "first, or look at the discovery part (split='discovery')."

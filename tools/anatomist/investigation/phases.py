@@ -9,7 +9,11 @@ from pydantic import Field
 from ..result import Frozen
 from .record import Investigation, Label, NotedRun
 
-CAUSAL = frozenset({"patch_activations", "ablate", "path_patching", "attribution_patching"})
+SEALED = ("held_out", "kept_back")  # parts of a prompt set that wait for a prediction
+CAUSAL = frozenset({
+    "patch_activations", "ablate", "path_patching", "attribution_patching", "sae_attribution", "steer", "edit_weights", "erase_concept",
+    "attention_knockout", "self_repair", "das",
+})  # fmt: skip
 
 
 class Step(Frozen):
@@ -46,7 +50,7 @@ def current_phase(found: tuple[Step, ...]) -> int:
 
 def label_of(state: Investigation, split: str | None) -> Label:
     """A run is confirmatory when a prediction was written before it and its prompts are held out."""
-    return "confirmatory" if split == "held_out" and state.hypotheses else "exploratory"
+    return "confirmatory" if split in SEALED and state.hypotheses else "exploratory"
 
 
 def _is_causal(run: NotedRun) -> bool:

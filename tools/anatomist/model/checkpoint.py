@@ -114,8 +114,12 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or "\\" in name or Path(name).is_dir()
 
 
-def _local(name: str, roots: Sequence[str | Path] | None, progress: Progress | None) -> Source:
-    """A folder or a GGUF file on this machine."""
+def inside(name: str, roots: Sequence[str | Path] | None) -> Path:
+    """The real path of a place on disk.
+
+    Raises:
+        OutsideRoots: it lies in none of the folders.
+    """
     path = Path(name).expanduser().resolve()
     allowed = None if roots is None else [Path(root).expanduser().resolve() for root in roots]
     if allowed is not None and not any(path.is_relative_to(root) for root in allowed):
@@ -123,6 +127,12 @@ def _local(name: str, roots: Sequence[str | Path] | None, progress: Progress | N
             f"{name!r} is outside the folders that models may be read from: {', '.join(map(str, allowed))}. Copy it "
             "into one of them, or allow its folder."
         )
+    return path
+
+
+def _local(name: str, roots: Sequence[str | Path] | None, progress: Progress | None) -> Source:
+    """A folder or a GGUF file on this machine."""
+    path = inside(name, roots)
     if path.is_file() and path.suffix == ".gguf":
         return Source(path.stem, name, converted_gguf(path, progress), ours=True)
     if not path.is_dir():

@@ -12,8 +12,10 @@ from .tokens import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
-Rule = Literal["set", "add", "scale", "interpolate", "zero", "mean", "resample", "project_out"]
-NEEDS_VALUE: frozenset[Rule] = frozenset({"set", "add", "interpolate", "mean", "resample", "project_out"})
+Rule = Literal["set", "add", "scale", "multiply", "interpolate", "zero", "mean", "resample", "project_out", "erase"]
+NEEDS_VALUE: frozenset[Rule] = frozenset(
+    {"set", "add", "multiply", "interpolate", "mean", "resample", "project_out", "erase"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,9 +29,11 @@ class Edit:
     | set, mean, resample | value (`mean` and `resample` say where the value came from) |
     | add | x + factor * value |
     | scale | factor * x |
+    | multiply | value * x (a mask of zeros and ones cuts single entries of a pattern) |
     | interpolate | (1 - factor) * x + factor * value |
     | zero | 0 |
     | project_out | x - (x . u) u with u = value / |value|, value of shape [*feature] |
+    | erase | x - sum over i of ((x - c) . r_i) w_i; value of shape [1 + 2 k, *feature]: c, then k of r, then k of w |
 
     `value` broadcasts against [rows, positions, *feature], where *feature is the site's shape without rows and
     positions and without the head or neuron axis when `site.index` is given. For `scores` and `pattern` the positions

@@ -10,19 +10,24 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import BadArguments, NotFinite, ParityError, Unsupported
+from .backends.toy import ToyModel
 from .backends.toy_circuits import TOYS
-from .checkpoint import Source, find, read_checkpoint
+from .backends.toy_file import load_toy, untrained_twin
+from .checkpoint import Source, find, inside, read_checkpoint
 from .offline import OFFLINE, Progress
 from .placement import torch_device, torch_dtype
+from .programs import PROGRAMS, program_file
 from .protocol import Model, Parity
 from .quiet import quiet
 from .threads import use_threads
+from .trained import TOY_FILE
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,8 +40,8 @@ TOLERANCE = {"float32": 5e-4, "float16": 5e-2, "bfloat16": 2.5e-1}
 
 
 def known_names() -> tuple[str, ...]:
-    """Names that `load_model` knows without a folder or a hub: offline models and toys."""
-    return (*OFFLINE, *TOYS)
+    """Names that `load_model` knows without a folder or a hub: offline models, toys and compiled programs."""
+    return (*OFFLINE, *TOYS, *PROGRAMS)
 
 
 def import_frameworks() -> None:
@@ -61,7 +66,8 @@ def load_model(
 ) -> Model:
     """Load a model.
 
-    name: an offline name or a toy (`known_names()`), a local folder with safetensors or a GGUF file, or a hub id.
+    name: an offline name, toy or compiled program (`known_names()`), a local folder (safetensors, GGUF, a trained toy),
+        or a hub id.
     backend: `local` (TransformerLens; the default), `nnsight`, or `toy` for toys.
     dtype: float32, bfloat16 or float16; absent: float32 on the CPU, the checkpoint's own on an accelerator.
     device: as torch writes it (cpu, cuda:0, mps); absent: the first CUDA device, else the CPU.
@@ -77,12 +83,12 @@ def load_model(
     """
     start = time.perf_counter()
     say = progress or _silent
+    use_threads(threads)
+    if (make := _toy_maker(name, roots)) is not None:
+        return _toy(name, make, backend, dtype, device)
     chosen = _backend(name, backend)
     place = torch_device(device)
     kind = torch_dtype(dtype, place)
-    use_threads(threads)
-    if chosen == "toy":
-        return _toy(name, kind, place)
     source = find(
         name, known=known_names(), revision=revision, roots=roots,
         progress=lambda done, total, what: say(0.6 * done / total, 1.0, what),
@@ -118,13 +124,15 @@ def random_twin(model: Model, seed: int) -> Model:
     """A model of the same configuration with freshly drawn weights: the reference for scores that need no training.
 
     Raises:
-        Unsupported: the model has no configuration to draw from (toys).
+        Unsupported: the model has no configuration to draw from (toys that were written or compiled).
     """
+    if isinstance(model, ToyModel) and model.learned:
+        return untrained_twin(model, seed)
     plain: Any = getattr(model, "_hf", None)
     if plain is None:
         raise Unsupported(
-            f"{model.info.name} has no Hugging Face configuration to draw random weights from; use a model of the "
-            "local or nnsight backend that is loaded."
+            f"{model.info.name} has no configuration to draw random weights from, for its own were written and not "
+            "learned; use a trained toy, or a model of the local or nnsight backend that is loaded."
         )
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
@@ -138,10 +146,6 @@ def random_twin(model: Model, seed: int) -> Model:
 
 def _backend(name: str, backend: str | None) -> str:
     """The backend to use, if there is such a one for this model."""
-    if name in TOYS:
-        if backend not in (None, "toy"):
-            raise BadArguments(f"{name!r} runs on the toy backend alone, not on {backend!r}; leave backend out.")
-        return "toy"
     if backend not in (None, *_BACKENDS):
         raise BadArguments(
             f"backend {backend!r} cannot load {name or 'this model'!r}; choose one of {', '.join(_BACKENDS)}, or leave "
@@ -150,10 +154,26 @@ def _backend(name: str, backend: str | None) -> str:
     return backend or "local"
 
 
-def _toy(name: str, dtype: torch.dtype | None, device: torch.device) -> Model:
-    if device.type != "cpu" or dtype != torch.get_default_dtype():
-        raise BadArguments(f"{name!r} is written for float32 on the CPU; leave dtype out and device out or 'cpu'.")
-    return TOYS[name]()
+def _toy_maker(name: str, roots: Sequence[str | Path] | None) -> Callable[[], ToyModel] | None:
+    """What makes the toy of a name or a folder; None where it names no toy."""
+    if name in TOYS:
+        return TOYS[name]
+    if name in PROGRAMS:
+        return partial(load_toy, program_file(name))
+    if name.strip() and (Path(name).expanduser() / TOY_FILE).is_file():
+        return partial(load_toy, inside(name, roots) / TOY_FILE)
+    return None
+
+
+def _toy(
+    name: str, make: Callable[[], ToyModel], backend: str | None, dtype: str | None, device: str | None
+) -> Model:
+    if backend not in (None, "toy"):
+        raise BadArguments(f"{name!r} runs on the toy backend alone, not on {backend!r}; leave backend out.")
+    place = torch_device(device or "cpu")
+    if place.type != "cpu" or torch_dtype(dtype, place) != torch.get_default_dtype():
+        raise BadArguments(f"{name!r} is made for float32 on the CPU; leave dtype out and device out or 'cpu'.")
+    return make()
 
 
 def _local(*arguments: Any, **named: Any) -> Model:

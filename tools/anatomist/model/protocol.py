@@ -59,6 +59,7 @@ class ModelInfo(Frozen):
     attention: str = Field(description="Attention implementation, e.g. eager.")
     tokenizer: str | None = Field(description="Class of the tokenizer; absent for models that take ids only.")
     adds_bos: bool = Field(description="Whether the tokenizer itself puts a BOS token first.")
+    causal: bool = Field(default=True, description="False where every position sees the whole row.")
     sites: tuple[SiteKind, ...] = Field(description="Kinds of place this model has on this backend.")
     weights_hash: str = Field(description="Fingerprint of the weights (sha256, hexadecimal).")
     configuration: str | None = Field(

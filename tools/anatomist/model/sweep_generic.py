@@ -32,7 +32,12 @@ class _Block:
 
     plan: SweepPlan  # of these rows alone
     replacement: Mapping[Site, Float[Tensor, "R T *feature"]]
-    value_rows: tuple[int, ...]  # per row of the block: its row of the replacement
+
+    def rows_of(self, cell: int) -> tuple[int, ...]:
+        """Per row of the block, the row of the replacement that a cell writes: a source's row is the base row's own."""
+        if self.plan.source is not None:
+            return tuple(range(self.plan.base.n_rows))
+        return self.plan.rows_of_values(cell)
 
 
 class GenericEngine:
@@ -94,9 +99,8 @@ class _Sweep:
             at = [rows[b] for b in part]
             self.base_values[:, at] = self._logits(plan.base.rows(part), at, ())[0]
         if plan.source is None:
-            value_rows = plan.value_rows or (0,) * len(rows)
-            return _Block(plan, plan.values or {}, value_rows)
-        return _Block(plan, self._read(plan.source, rows), tuple(range(len(rows))))
+            return _Block(plan, plan.values or {})
+        return _Block(plan, self._read(plan.source, rows))
 
     def _read(self, source: Tokens, rows: range) -> dict[Site, Tensor]:
         """The source's activations at every site of the sweep, and its metrics on the way."""
@@ -137,7 +141,7 @@ class _Sweep:
     def _edit(self, block: _Block, c: int, site: Site, places: Sequence[tuple[int, int]], width: int) -> Edit:
         chosen = block.plan.cells[c].positions
         positions = None if chosen is None else tuple(chosen[b] for _, b in places)
-        value = None if self.plan.rule == "zero" else _value(block, site, [b for _, b in places], positions, width)
+        value = None if self.plan.rule == "zero" else _value(block, c, site, [b for _, b in places], positions, width)
         rule = "set" if self.plan.rule == "patch" else self.plan.rule
         rows = tuple(row for row, _ in places)
         return Edit(site=site, rule=rule, rows=rows, positions=positions, value=value, factor=self.plan.factor)
@@ -162,12 +166,13 @@ class _Sweep:
 
 
 def _value(
-    block: _Block, site: Site, rows: Sequence[int], positions: tuple[tuple[int, ...], ...] | None, width: int
+    block: _Block, cell: int, site: Site, rows: Sequence[int], positions: tuple[tuple[int, ...], ...] | None, width: int
 ) -> Float[Tensor, "N P *feature"]:
     """What is written at a site: per row of the pass and position, without the head or neuron axis of an index."""
     whole = block.replacement[site.whole]
     part = whole if site.index is None else whole[:, :, site.index]
-    at = [block.value_rows[b] for b in rows]
+    of_row = block.rows_of(cell)
+    at = [of_row[b] for b in rows]
     if part.shape[1] == 1:
         return part[at]
     if positions is None:

@@ -35,11 +35,13 @@ class Cell:
     """What one cell edits: one place or several jointly, at some positions of each row.
 
     A site with an index is one head or neuron, without it all of them. `positions` holds for every base row the
-    absolute positions edited there (usually one); None is every position of every row.
+    absolute positions edited there (usually one); None is every position of every row. `value_rows` names for every
+    base row its row of the plan's values where this cell writes values of its own (one feature of many, say).
     """
 
     sites: tuple[Site, ...]
     positions: tuple[tuple[int, ...], ...] | None = None
+    value_rows: tuple[int, ...] | None = None
 
     def writes(self, lengths: Sequence[int]) -> int:
         """How many (row, position) places all its edits write together: what `fired` must say."""
@@ -74,7 +76,8 @@ class SweepPlan:
 
     The replacement comes either from `source`, another run of the same lengths row by row (its own activation at the
     same place and position), or from `values`: for every whole site of the cells a tensor [R, T', *feature] with
-    T' >= T (or 1, for every position) of which base row b takes row `value_rows[b]` (row 0 for all when None).
+    T' >= T (or 1, for every position) of which base row b takes row `value_rows[b]` (row 0 for all when None); a cell
+    with `value_rows` takes its own.
     Reusing a prefix that base and source share is exact only for rule 'patch' from `source`.
     """
 
@@ -108,6 +111,10 @@ class SweepPlan:
             return None
         return tuple(dict.fromkeys(i for ids in needed for i in ids or ()))
 
+    def rows_of_values(self, cell: int) -> tuple[int, ...]:
+        """Per base row, the row of the values that a cell writes."""
+        return self.cells[cell].value_rows or self.value_rows or (0,) * self.base.n_rows
+
     def some(self, cells: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> SweepPlan:
         """The same sweep on some of its cells and rows."""
         plan = self if cells is None else replace(self, cells=tuple(self.cells[i] for i in cells))
@@ -115,9 +122,7 @@ class SweepPlan:
 
 
 def _some_rows(plan: SweepPlan, rows: Sequence[int]) -> SweepPlan:
-    cells = tuple(
-        c if c.positions is None else Cell(c.sites, tuple(c.positions[b] for b in rows)) for c in plan.cells
-    )
+    cells = tuple(_some_of_cell(cell, rows) for cell in plan.cells)
     return replace(
         plan,
         base=plan.base.rows(rows),
@@ -127,6 +132,11 @@ def _some_rows(plan: SweepPlan, rows: Sequence[int]) -> SweepPlan:
         value_rows=None if plan.value_rows is None else tuple(plan.value_rows[b] for b in rows),
         metrics=tuple(metric.rows(rows) for metric in plan.metrics),
     )
+
+
+def _some_of_cell(cell: Cell, rows: Sequence[int]) -> Cell:
+    positions = None if cell.positions is None else tuple(cell.positions[b] for b in rows)
+    return Cell(cell.sites, positions, None if cell.value_rows is None else tuple(cell.value_rows[b] for b in rows))
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,8 @@ def _check_cell(cell: Cell, plan: SweepPlan, shape: Shape) -> None:
         check_site(site, shape)
         if plan.values is not None and site.whole not in plan.values:
             raise BadArguments(f"there are no values to write at {site.whole}; give one tensor for each site edited.")
+    if cell.value_rows is not None and len(cell.value_rows) != plan.base.n_rows:
+        raise BadArguments(f"a cell has values for {len(cell.value_rows)} rows, there are {plan.base.n_rows}.")
     if cell.positions is not None:
         if len(cell.positions) != plan.base.n_rows:
             raise BadPosition(f"a cell has positions for {len(cell.positions)} rows, there are {plan.base.n_rows}.")

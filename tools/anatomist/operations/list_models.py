@@ -11,6 +11,7 @@ from ..estimate.cost import in_bytes
 from ..estimate.sizes import folder_of
 from ..host import Desk
 from ..model.offline import OFFLINE
+from ..model.programs import PROGRAMS
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..technique import Progress
@@ -67,7 +68,8 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Models:
     )  # fmt: skip
     named = [
         *(Loadable(name=m.name, about=m.about, here=folder_of(m.name) is not None) for m in OFFLINE.values()),
-        *(Loadable(name=name, about=about, here=True) for name, about in TOYS.items()),
+        *(Loadable(name=name, about=about, here=True) for name, about in (*TOYS.items(), *PROGRAMS.items())),
+        *(Loadable(name=name, about="trained in this workspace", here=True) for name in desk.trained.names()),
     ]
     shown = "; ".join(f"{m.handle} ({m.architecture}, {in_bytes(m.weight_bytes)}, {m.dtype})" for m in held)
     return Models(

@@ -1,4 +1,4 @@
-"""Find techniques by a question in plain words ("which heads move the name?"); lists all without one.
+"""Find techniques and operations by a question in plain words ("which heads move the name?"); lists all without one.
 
 Returns names, titles and what each answers, the best match first. describe_technique gives arguments and limits,
 run_technique calls one that is not a tool of its own.
@@ -28,7 +28,7 @@ class Arguments(Frozen):
 
 
 class TechniqueLine(Frozen):
-    """One technique."""
+    """One technique, or an operation beside them (models, prompts, runs, investigations)."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class Techniques(Outcome):
 
 
 def run(desk: Desk, arguments: Arguments, progress: Progress) -> Techniques:
-    entries = list(desk.catalog.entries("technique"))
+    entries = [*desk.catalog.entries("technique"), *desk.catalog.entries("operation")]
     if arguments.question:
         entries = Ranking({e.name: _words(e) for e in entries}).best(arguments.question, entries, lambda e: e.name)
     end = arguments.offset + arguments.limit

@@ -1,4 +1,7 @@
-"""Free a loaded model's memory. Stored runs and prompt sets stay; loading it again gives the same handle."""
+"""Free the memory of a loaded model, or of a loaded SAE. Runs and prompt sets stay; loading it again gives the same handle.
+
+A model's SAEs go with it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ DESTRUCTIVE = False
 
 
 class Arguments(Frozen):
-    model: str = Field(description="Handle from list_models.")
+    model: str = Field(description="Handle from list_models, or from list_saes.")
 
 
 class Unloaded(Outcome):
@@ -30,11 +33,18 @@ class Unloaded(Outcome):
 
 
 def run(host: Host, arguments: Arguments, progress: Progress) -> Unloaded:
+    if arguments.model in {d.handle for d in host.state().dictionaries}:
+        info = host.unload_dictionary(arguments.model).info
+        return _unloaded(info.name, info.weight_bytes)
     gone = host.unload(arguments.model)
+    return _unloaded(gone.handle, gone.info.weight_bytes)
+
+
+def _unloaded(handle: str, size: int) -> Unloaded:
     free = memory_available()
     return Unloaded(
-        summary=f"Unloaded {gone.handle} ({in_bytes(gone.info.weight_bytes)}); {in_bytes(free)} are available now.",
-        handle=gone.handle,
-        freed_bytes=gone.info.weight_bytes,
+        summary=f"Unloaded {handle} ({in_bytes(size)}); {in_bytes(free)} are available now.",
+        handle=handle,
+        freed_bytes=size,
         available_bytes=free,
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..errors import BadPrompts
 from ..result import Frozen
 
 Text = str | tuple[int, ...]  # text, or token ids for models without a tokenizer
@@ -33,3 +34,16 @@ class PromptSet(Frozen):
     seed: int | None = None
     split: Literal["discovery", "held_out", "inline"]
     prompts: tuple[Prompt, ...]
+
+
+def kept_back(discovery: PromptSet, held_out: PromptSet) -> PromptSet:
+    """The held-out prompts of templates that discovery never used.
+
+    Raises:
+        BadPrompts: there are none.
+    """
+    used = {p.template for p in discovery.prompts}
+    prompts = tuple(p for p in held_out.prompts if p.template not in used)
+    if not prompts:
+        raise BadPrompts(f"{held_out.handle!r} keeps no template back: all of {', '.join(sorted(used))} were used.")
+    return held_out.model_copy(update={"prompts": prompts})

@@ -103,6 +103,17 @@ def _pictures(section: Section, state: Investigation, store: Store) -> None:
         figure = _figure(run, store)
         if figure is not None:
             section.figure(figure, run=run.run)
+        for warning in _warnings(run, store):
+            section.note(warning)
+
+
+def _warnings(run: NotedRun, store: Store) -> list[str]:
+    """What a run warns of; a careful reader must see it beside the numbers."""
+    try:
+        found = store.get(run.run).json("result.json").get("warnings")
+    except AnatomistError:
+        return []
+    return [str(w) for w in found] if isinstance(found, list) else []
 
 
 def _figure(run: NotedRun, store: Store) -> Figure | None:

@@ -92,6 +92,37 @@ class Section:
         self.parts.append(f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>')
         return self
 
+    def link(self, text: str, target: str) -> Section:
+        self.parts.append(f'<p><a href="{escape(target)}">{escape(text)}</a></p>')
+        return self
+
+    def link_table(self, head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Section:
+        """A table whose first cells lead elsewhere: (target, cells)."""
+        top = "".join(f"<th>{escape(h)}</th>" for h in head)
+        body = "".join(
+            f'<tr><td><a href="{escape(target)}">{escape(cells[0])}</a></td>'
+            + "".join(f"<td>{escape(c)}</td>" for c in cells[1:]) + "</tr>"
+            for target, cells in rows
+        )  # fmt: skip
+        self.parts.append(f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>')
+        return self
+
+    def cards(self, cards: Iterable[tuple[str, str | None, str, str]]) -> Section:
+        """Cards that lead elsewhere: (target, picture's address or None, title, words)."""
+        made = "".join(
+            f'<a class="card" href="{escape(target)}">'
+            + (f'<img loading="lazy" alt="" src="{escape(picture)}">' if picture else "")
+            + f"<b>{escape(title)}</b><span>{escape(words)}</span></a>"
+            for target, picture, title, words in cards
+        )
+        self.parts.append(f'<div class="cards">{made}</div>')
+        return self
+
+    def live(self, words: str, script: str) -> Section:
+        """A place that a script of ours keeps up to date; `words` until it has run."""
+        self.parts.append(f'<div id="live" aria-live="polite"><p>{escape(words)}</p></div><script>{script}</script>')
+        return self
+
     def html(self) -> str:
         kicker = f'<div class="kicker">{escape(self.kicker)}</div>' if self.kicker else ""
         return f'<section id="{self.anchor}">{kicker}<h2>{escape(self.title)}</h2>{"".join(self.parts)}</section>'

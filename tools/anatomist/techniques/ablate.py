@@ -16,13 +16,15 @@ layers repair what is missing; zero also removes what a part says on every promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
+from ..causal.feature_ablation import feature_parts
+from ..causal.features import chosen_dictionary
 from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
 from ..causal.joint import (
     NOT_JOINT,
@@ -46,9 +48,11 @@ from ..model.sites import Shape, Site, check_site
 from ..model.sweep_plan import Cell
 from ..prompts.encoding import EncodedPrompts
 from ..result import Result, SelfTest
-from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
+from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions, SaeArgument
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..model.sweep import SweepPlan
 
 TITLE = "Ablation"
@@ -58,7 +62,7 @@ QUESTIONS = (
     "Do the parts I found matter more than random ones?",
     "Which single heads or layers is the behaviour most hurt without?",
 )
-AblateSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v"]
+AblateSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v", "feature"]
 FEW_REFERENCES = 8  # prompts; a mean over fewer is rough
 MOST_CELLS = 20_000
 
@@ -69,8 +73,10 @@ class Arguments(OnPrompts):
     site: AblateSite = Field(default="head", description="Kind of part that is ablated.")
     layers: Layers = None
     heads: Heads = Field(
-        default=None, description="Heads L23H3 (k, v: L23KV1; neurons: L23N17); all of `layers` when absent."
+        default=None,
+        description="Heads L23H3 (k, v: L23KV1; neurons: L23N17; features: L15F12); all of `layers` if absent.",
     )
+    sae: SaeArgument | None = Field(default=None, description="Dictionary whose features are meant by site 'feature'.")
     positions: Positions = Field(
         default="all", description="Where: 'all', or integers, 'last', roles, token texts, ablated together."
     )
@@ -110,6 +116,8 @@ class Chosen(NamedTuple):
 
     singles: CellGrid
     together: JointCells
+    away: Mapping[Site, Tensor] | None = None  # what is added to take features away
+    names: tuple[str, ...] = ()  # of features
 
     @property
     def joint(self) -> tuple[Cell, ...]:
@@ -118,6 +126,10 @@ class Chosen(NamedTuple):
     @property
     def cells(self) -> tuple[Cell, ...]:
         return (*self.singles.cells, *self.joint)
+
+    @property
+    def parts(self) -> tuple[Site | str, ...]:
+        return self.names or self.joint[0].sites
 
 
 def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Chosen:
@@ -145,6 +157,27 @@ def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Cho
     return Chosen(singles, joint)
 
 
+def features_of(context: Context, arguments: Arguments, prompts: EncodedPrompts) -> Chosen:
+    """Features of a dictionary as the parts.
+
+    Raises:
+        BadArguments: no dictionary, no features, layers besides, or anything but taking them away (zero).
+    """
+    if arguments.heads is None or arguments.layers is not None:
+        raise BadArguments("name the features in `heads` (L15F12), and leave `layers` out: encode_sae lists them.")
+    if "ablation" in arguments.model_fields_set and arguments.ablation != "zero":
+        raise BadArguments("features are taken away (-f d is added, the error stays): set ablation='zero'.")
+    if arguments.neutral_text:
+        raise BadArguments("neutral_text is for heads, neurons and outputs; steer measures what a feature costs.")
+    positions = None if arguments.positions == "all" else together(prompts.columns(arguments.positions))
+    parts = feature_parts(
+        context.model, chosen_dictionary(context.dictionary), prompts.clean, arguments.heads, positions,
+        together=arguments.together is not False, controls=arguments.controls, seed=arguments.seed,
+        budget_bytes=context.budget_bytes,
+    )  # fmt: skip
+    return Chosen(parts.singles, parts.together, parts.values, parts.names)
+
+
 def _sites(arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
     if arguments.site in LETTERS:
         if arguments.site == "neuron" and arguments.heads is None:
@@ -168,7 +201,8 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
     model, budget = context.model, context.budget_bytes
     names = metric_names(arguments.metric, arguments.more_metrics)
     prompts = encoded(context.prompts, model, arguments.bos, names, corrupted=False)
-    chosen = cells_of(arguments, model.info.shape, prompts)
+    by_feature = arguments.site == "feature"
+    chosen = features_of(context, arguments, prompts) if by_feature else cells_of(arguments, model.info.shape, prompts)
     plan, written, warnings = _plan(context, arguments, prompts, chosen)
     result = sweep(model, plan, context.progress, budget)
     tests = (into_itself(model, plan, budget, context.progress), *result.self_tests)
@@ -186,7 +220,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
     )  # fmt: skip
     joint = tuple(
         joint_effect(
-            chosen.joint[0].sites, name, UNITS[name], values[m, n:] - base[m], values[m, :n] - base[m], base[m],
+            chosen.parts, name, UNITS[name], values[m, n:] - base[m], values[m, :n] - base[m], base[m],
             base[m] * 0, clusters, chosen.together.drawn,
         )
         for m, name in enumerate(names)
@@ -196,7 +230,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
         summary=_summary(arguments, effects[0], found, joint, n, clusters),
         warnings=(*failed(tests), *warnings, *_warnings(effects, clusters, n, joint), *prompts.warnings),
         site=arguments.site,
-        ablation=arguments.ablation,
+        ablation="zero" if by_feature else arguments.ablation,
         written=written,
         effects=effects,
         stand_out=found,
@@ -218,6 +252,14 @@ def _plan(
     model, names = context.model, metric_names(arguments.metric, arguments.more_metrics)
     base = prompts.clean
     metrics = bound_metrics(names, prompts, model, base)
+    if chosen.away is not None:
+        plan = SweepPlan(
+            base=base, values=chosen.away, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="add",
+            seed=arguments.seed,
+        )  # fmt: skip
+        assert context.dictionary is not None
+        written = f"the activation less f d of each feature of {context.dictionary.info.name}; its error stays"
+        return plan, written, context.dictionary.info.cautions
     if arguments.ablation == "zero":
         plan = SweepPlan(
             base=base, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="zero", seed=arguments.seed
@@ -294,7 +336,8 @@ def _summary(
 ) -> str:  # fmt: skip
     whole = f" {joint_in_words(joint[0], 'the baseline lost')}" if joint else ""
     return (
-        f"Intact {effects.metric} is {effects.base}. One by one ({arguments.ablation} ablation): "
+        f"Intact {effects.metric} is {effects.base}. One by one "
+        f"({'zero' if arguments.site == 'feature' else arguments.ablation} ablation): "
         f"{in_words(found, cells, effects.unit, clusters.count)}{whole} A large effect shows that the behaviour needs "
         "the part on these prompts; a small one does not show that it is unused, for later layers may repair it."
     )

@@ -100,7 +100,7 @@ def run(context: Context, arguments: Arguments) -> AttentionPatternsResult:
     one = tokens.rows([arguments.prompt])
     reads = [read[0].float() for read in _read(context, one, chosen)]
     patterns = tuple(_pattern(context, one, place, read) for place, read in zip(chosen, reads, strict=True))
-    base = scores(uniform(tokens, reads[0]), tokens)
+    base = scores(uniform(tokens, reads[0], causal=model.info.causal), tokens)
     baseline: dict[str, float] = {name: float(v[d].mean()) for name, (v, d) in base.items() if bool(d.any())}
     heads = tuple(
         _head_scores(found, place, clusters, arguments.seed, pattern)

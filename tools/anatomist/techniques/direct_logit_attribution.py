@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..causal.direct_effects import Effects, Term, direct_effects, self_tests, sites_read, stacked, taken_apart
+from ..causal.direct_effects import (
+    Effects,
+    Term,
+    direct_effects,
+    self_tests,
+    single_answers,
+    sites_read,
+    stacked,
+    taken_apart,
+)
 from ..causal.units import chosen_layers
 from ..errors import BadArguments, BadPrompts, UnknownName, WouldNotFit
 from ..figures import Bars, Figure, Heatmap
@@ -27,7 +36,7 @@ from ..measures.statistics import Clusters
 from ..model.batches import batches
 from ..model.protocol import ModelInfo
 from ..model.sites import head_name
-from ..prompts.encoding import EncodedPrompts, Ids, encode
+from ..prompts.encoding import EncodedPrompts, encode
 from ..result import Estimate, Frozen, Grid, Result, SelfTest, grid
 from ..technique import Context, Layers, OnPrompts
 
@@ -171,13 +180,7 @@ def _prompts(context: Context, arguments: Arguments) -> EncodedPrompts:
     if context.prompts is None:
         raise BadPrompts("there are no prompts; give a handle from make_prompts or a list of prompts.")
     prompts = encode(context.prompts, context.model, bos=arguments.bos, need=("answer", "wrong"))
-    for part, sets in (("answer", prompts.answers), ("wrong", prompts.wrongs)):
-        several = [row for row, ids in enumerate(sets or ()) if len(ids) > 1]
-        if several:
-            raise BadPrompts(
-                f"the `{part}` of {len(several)} of {prompts.n} prompts is a set (first: prompt {several[0]}); the log "
-                "of a sum of exponentials does not split into terms. Give one token each, or use patch_activations."
-            )
+    single_answers(prompts)
     return prompts
 
 
@@ -200,7 +203,7 @@ def _neuron_layers(arguments: Arguments, info: ModelInfo, n: int, budget: int) -
 
 def _effects(context: Context, prompts: EncodedPrompts, layers: tuple[int, ...]) -> Effects:
     """All prompts, some at a time, put together again in their order."""
-    answers, wrongs = _single(prompts.answers), _single(prompts.wrongs)
+    answers, wrongs = single_answers(prompts)
     model, tokens = context.model, prompts.clean
     parts = batches(model.info, tokens, sites_read(model, layers), context.budget_bytes)
     whole: Effects | None = None
@@ -217,11 +220,6 @@ def _effects(context: Context, prompts: EncodedPrompts, layers: tuple[int, ...])
     context.progress(done, tokens.n_rows, "prompts attributed")
     assert whole is not None
     return whole
-
-
-def _single(sets: Ids | None) -> list[int]:
-    assert sets is not None
-    return [ids[0] for ids in sets]
 
 
 def with_neurons(effects: Effects, shown: int) -> Effects:

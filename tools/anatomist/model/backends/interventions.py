@@ -96,8 +96,12 @@ def _changed(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "R P
     value = _value(x, edit)
     if edit.rule == "add":
         return x + edit.factor * value
+    if edit.rule == "multiply":
+        return x * value
     if edit.rule == "interpolate":
         return torch.lerp(x, value.expand_as(x), edit.factor)
+    if edit.rule == "erase":
+        return _erased(x, value)
     if edit.rule == "project_out":
         return _without_direction(x, value, edit)
     return value.expand_as(x)  # set, mean, resample
@@ -107,6 +111,8 @@ def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*valu
     """The edit's value on the device and in the dtype of the tensor, if it fits."""
     assert edit.value is not None, "check_edit has seen to it"
     value = edit.value.to(device=x.device, dtype=x.dtype)
+    if edit.rule == "erase":
+        return _affine(x, value, edit)
     wanted = tuple(x.shape[2:]) if edit.rule == "project_out" else tuple(x.shape)
     fits = tuple(value.shape) == wanted if edit.rule == "project_out" else _broadcasts(tuple(value.shape), wanted)
     if not fits:
@@ -116,6 +122,26 @@ def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*valu
             f"{list(wanted)}. Give one value per row and position, or leave those axes out."
         )
     return value
+
+
+def _affine(
+    x: Float[Tensor, "R P *feature"], value: Float[Tensor, "*value"], edit: Edit
+) -> Float[Tensor, "k2 *feature"]:
+    """The value of an erasing edit, if it is an offset and as many reading as writing vectors of the feature's shape."""
+    if tuple(value.shape[1:]) != tuple(x.shape[2:]) or value.shape[0] < 3 or value.shape[0] % 2 == 0:
+        raise BadArguments(
+            f"the value of the edit '{edit}' has shape {list(value.shape)}; the shape must be [1 + 2 k, "
+            f"{', '.join(map(str, x.shape[2:]))}]: an offset, k reading and k writing vectors."
+        )
+    return value
+
+
+def _erased(x: Float[Tensor, "R P *feature"], value: Float[Tensor, "k2 *feature"]) -> Float[Tensor, "R P *feature"]:
+    """x - sum over i of ((x - c) . r_i) w_i."""
+    k = (value.shape[0] - 1) // 2
+    offset, reads, writes = (part.flatten(1) for part in value.split([1, k, k]))
+    flat = x.flatten(2)
+    return (flat - ((flat - offset[0]) @ reads.T) @ writes).reshape(x.shape)
 
 
 def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -1,22 +1,22 @@
 """The toy backend: a small transformer in plain torch, written out so that every number can be followed by hand.
 
-It runs the hand-set circuits of `toy_circuits.py`, and any weights of the same form: attention with learned or no
-positions, norms or none, an MLP or none. Nothing is wrapped and nothing is hooked: the forward pass itself stops by at
-every place.
+It runs the hand-set circuits of `toy_circuits.py`, compiled programs, trained toys, and any weights of the same form:
+attention with learned or no positions, looking back or both ways, norms or none, an MLP or none. Nothing is wrapped and
+nothing is hooked: the forward pass itself stops by at every place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ...errors import BadPrompts, Unavailable, Unsupported
+from ...errors import Unavailable, Unsupported
 from ..edits import Edit
 from ..protocol import AttentionRule, ModelInfo, Norm, Run
 from ..sites import KINDS, Shape, Site, SiteKind
@@ -24,6 +24,7 @@ from ..tokens import Tokens
 from .describe import fingerprint
 from .generation import generate, uncached
 from .interventions import Visits, at_positions, finite_or_raise, logits_positions, pad_ids
+from .toy_words import Words
 
 NO_NORM = Norm("none", None, None, 0.0)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -61,7 +62,9 @@ class ToyWeights:
     blocks: tuple[ToyBlock, ...]
     norm: Norm = NO_NORM
     unembedding: Float[Tensor, "D V"]
+    unembedding_bias: Float[Tensor, " V"] | None = None
     activation: Literal["relu", "gelu_tanh"] = "relu"
+    causal: bool = True  # False: every position sees the whole row
 
     def embed(self) -> Float[Tensor, "V D"]:
         return self.embedding
@@ -73,8 +76,8 @@ class ToyWeights:
         return self.unembedding if tokens is None else self.unembedding[:, list(tokens)]
 
     def unembed_bias(self, tokens: Sequence[int] | None = None) -> Float[Tensor, " n"] | None:
-        return None
-
+        bias = self.unembedding_bias
+        return bias if bias is None or tokens is None else bias[list(tokens)]
     def q(self, layer: int) -> Float[Tensor, "H D h"]:
         return self.blocks[layer].q
 
@@ -132,14 +135,19 @@ class ToyWeights:
 
 
 class ToyModel:
-    """A toy model behind the Model protocol. Tokens are ids, or text 't3 t0 t12' with the id in each word."""
+    """A toy model behind the Model protocol. Tokens are ids, or text whose words are tokens ('t3 t0 t12')."""
 
     anatomy = None  # no Hugging Face modules behind it
 
-    def __init__(self, weights: ToyWeights, *, name: str, source: str = "written by hand", n_ctx: int = 64) -> None:
+    def __init__(
+        self, weights: ToyWeights, *, name: str, source: str = "written by hand", n_ctx: int = 64,
+        words: Words | None = None, learned: bool = False,
+    ) -> None:  # fmt: skip
         self._weights: ToyWeights | None = weights
         self.n_ctx = n_ctx if weights.positions is None else weights.positions.shape[0]
-        self.info: ModelInfo = _info(weights, name, source, self.n_ctx)
+        self.words = words or Words.numbered(weights.embedding.shape[0])
+        self.learned = learned  # whether training made the weights: then there are untrained ones to compare with
+        self.info: ModelInfo = _info(weights, name, source, self.n_ctx, self.words)
 
     @property
     def weights(self) -> ToyWeights:
@@ -148,30 +156,14 @@ class ToyModel:
         return self._weights
 
     def tokenize(self, prompts: Sequence[str | Sequence[int]], *, bos: bool | None = None) -> Tokens:
-        """See `Model.tokenize`; a toy has no BOS token."""
-        if bos:
-            raise BadPrompts("bos=True was asked for, but toy models have no BOS token; leave bos out.")
-        rows = tuple(self._row(i, prompt) for i, prompt in enumerate(prompts))
-        return Tokens(rows, tuple(self.token_strings(row) for row in rows), False)
-
-    def _row(self, row: int, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        ids = self.token_ids(prompt) if isinstance(prompt, str) else tuple(int(i) for i in prompt)
-        if not 0 < len(ids) <= self.n_ctx:
-            raise BadPrompts(f"prompt {row} has {len(ids)} tokens; this model takes 1 to {self.n_ctx}.")
-        for i in ids:
-            if not 0 <= i < self.info.d_vocab:
-                raise BadPrompts(f"prompt {row} has token id {i}; ids are 0 to {self.info.d_vocab - 1} for this model.")
-        return ids
+        """See `Model.tokenize`."""
+        return self.words.tokenize(prompts, self.n_ctx, bos)
 
     def token_ids(self, text: str) -> tuple[int, ...]:
-        known = {f"t{i}": i for i in range(self.info.d_vocab)}
-        for word in text.split():
-            if word not in known:
-                raise BadPrompts(f"{word!r} is not a token; a toy's tokens are 't0' to 't{self.info.d_vocab - 1}'.")
-        return tuple(known[word] for word in text.split())
+        return self.words.ids(text)
 
     def token_strings(self, ids: Sequence[int]) -> tuple[str, ...]:
-        return tuple(f"t{i}" for i in ids)
+        return self.words.named(ids)
 
     def chat(self, text: str) -> str:
         raise Unsupported("toy models have no chat template; give the text as a plain prompt.")
@@ -191,17 +183,27 @@ class ToyModel:
         logits = None
         with torch.set_grad_enabled(gradients):
             if logits_at is not None or not visits.done:
-                logits = _forward(self.weights, visits, stop=logits_at is None)
+                logits = self._forward(visits, stop=logits_at is None)
         reads, fired = visits.result()
         if logits is not None:
             finite_or_raise("the logits", logits.detach())
         return Run(reads, logits if positions is None or logits is None else at_positions(logits, positions), fired)
+
+    def _forward(self, visits: Visits, *, stop: bool) -> Float[Tensor, "B T V"] | None:
+        w, tokens = self.weights, visits.tokens
+        ids = pad_ids(tokens, 0, w.embedding.device)
+        return _forward(w, ids, _hidden(w, ids, tokens.lengths), visits, stop=stop)
 
     def generate(
         self, tokens: Tokens, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
         edits: Sequence[Edit] = (),
     ) -> tuple[tuple[int, ...], ...]:  # fmt: skip
         """See `Model.generate`."""
+        if not self.weights.causal:
+            raise Unsupported(
+                f"{self.info.name} sees the whole row at once and answers at every position; it does not continue "
+                "text. Read its logits instead (logit_lens, check_prompts), or generate with a causal model."
+            )
         Visits(tokens, (), edits, self.info.shape)  # the checks, before anything runs
         return generate(
             uncached(self), tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, edits=edits,
@@ -213,56 +215,87 @@ class ToyModel:
         self._weights = None
 
 
-def _forward(w: ToyWeights, visits: Visits, *, stop: bool) -> Float[Tensor, "B T V"] | None:
+class _Stops(Protocol):
+    """What a forward pass stops by at."""
+
+    @property
+    def done(self) -> bool: ...
+    def at(self, site: Site, x: Tensor, /) -> Tensor: ...
+
+
+class _Unwatched:
+    """Nobody looks."""
+
+    done = False
+
+    def at(self, site: Site, x: Tensor, /) -> Tensor:
+        return x
+
+
+def plain_logits(w: ToyWeights, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    """The model's logits on rows of one length, differentiable by the weights: what training runs."""
+    hidden = _hidden(w, ids, [ids.shape[1]] * ids.shape[0])
+    logits = _forward(w, ids, hidden, _Unwatched(), stop=False)
+    assert logits is not None, "it was not to stop"
+    return logits
+
+
+def _forward(
+    w: ToyWeights, ids: Int[Tensor, "B T"], hidden: Bool[Tensor, "*rest T"], stops: _Stops, *, stop: bool
+) -> Float[Tensor, "B T V"] | None:
     """The whole model, or as much of it as is needed when it may stop."""
-    ids = pad_ids(visits.tokens, 0, w.embedding.device)
     x = w.embedding[ids]
     if w.positions is not None:
         x = x + w.positions[: ids.shape[1]]
-    x = visits.at(Site("embed"), x)
+    x = stops.at(Site("embed"), x)
     for layer, block in enumerate(w.blocks):
-        if stop and visits.done:
+        if stop and stops.done:
             return None
-        x = _block(block, ACTIVATIONS[w.activation], layer, x, visits)
-    if stop and visits.done:
+        x = _block(block, ACTIVATIONS[w.activation], layer, x, hidden, stops)
+    if stop and stops.done:
         return None
-    x = visits.at(Site("final_norm"), w.norm(x))
-    return visits.at(Site("logits"), x @ w.unembedding)
+    x = stops.at(Site("final_norm"), w.norm(x))
+    return stops.at(Site("logits"), _plus(x @ w.unembedding, w.unembedding_bias))
 
 
 def _block(
-    block: ToyBlock, activation: Callable[[Tensor], Tensor], layer: int, x: Float[Tensor, "B T D"], visits: Visits
-) -> Float[Tensor, "B T D"]:
+    block: ToyBlock, activation: Callable[[Tensor], Tensor], layer: int, x: Float[Tensor, "B T D"],
+    hidden: Bool[Tensor, "*rest T"], stops: _Stops,
+) -> Float[Tensor, "B T D"]:  # fmt: skip
     def at(kind: SiteKind, y: Tensor) -> Tensor:
-        return visits.at(Site(kind, layer), y)
+        return stops.at(Site(kind, layer), y)
 
     x = at("resid_pre", x)
-    x = at("resid_mid", x + at("attn_out", _attention(block, block.attention_norm(x), at)))
+    x = at("resid_mid", x + at("attn_out", _attention(block, block.attention_norm(x), hidden, at)))
     if block.mlp_in is not None and block.mlp_out is not None:
-        hidden = activation(_plus(block.mlp_norm(x) @ block.mlp_in, block.mlp_in_bias))
-        x = x + at("mlp_out", _plus(at("neuron", hidden) @ block.mlp_out, block.mlp_out_bias))
+        neurons = activation(_plus(block.mlp_norm(x) @ block.mlp_in, block.mlp_in_bias))
+        x = x + at("mlp_out", _plus(at("neuron", neurons) @ block.mlp_out, block.mlp_out_bias))
     return at("resid_post", x)
 
 
 def _attention(
-    block: ToyBlock, x: Float[Tensor, "B T D"], at: Callable[[SiteKind, Tensor], Tensor]
-) -> Float[Tensor, "B T D"]:
+    block: ToyBlock, x: Float[Tensor, "B T D"], hidden: Bool[Tensor, "*rest T"],
+    at: Callable[[SiteKind, Tensor], Tensor],
+) -> Float[Tensor, "B T D"]:  # fmt: skip
     q = at("q", _plus(torch.einsum("btd,ndh->btnh", x, block.q), block.q_bias))
     k = at("k", _plus(torch.einsum("btd,ndh->btnh", x, block.k), block.k_bias))
     v = at("v", _plus(torch.einsum("btd,ndh->btnh", x, block.v), block.v_bias))
     if k.shape[2] < q.shape[2]:
         k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     scores = torch.einsum("bqnh,bknh->bnqk", q, k) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(_future(x), torch.finfo(x.dtype).min)
+    scores = scores.masked_fill(hidden, torch.finfo(x.dtype).min)
     pattern = at("pattern", at("scores", scores).softmax(-1))
     z = at("head", torch.einsum("bnqk,bknh->bqnh", pattern, v))
     return _plus(torch.einsum("btnh,nhd->btd", z, block.o), block.o_bias)
 
 
-def _future(x: Float[Tensor, "B T D"]) -> Bool[Tensor, "T T"]:
-    """Keys that a query must not see."""
-    length = x.shape[1]
-    return torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+def _hidden(w: ToyWeights, ids: Int[Tensor, "B T"], lengths: Sequence[int]) -> Bool[Tensor, "*rest T"]:
+    """Keys that a query must not see: those after it; where all are seen, the padding."""
+    width = ids.shape[1]
+    if w.causal:
+        return torch.ones(width, width, dtype=torch.bool, device=ids.device).triu(1)
+    ends = torch.tensor(lengths, device=ids.device)
+    return (torch.arange(width, device=ids.device) >= ends[:, None])[:, None, None]
 
 
 def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -278,10 +311,11 @@ def _tensors(w: ToyWeights) -> list[tuple[str, Tensor]]:
             parts = {"weight": value.weight, "bias": value.bias} if isinstance(value, Norm) else {"": value}
             found += [(f"blocks.{i}.{field.name}.{part}", tensor) for part, tensor in parts.items()]
     found += [("norm.weight", w.norm.weight), ("norm.bias", w.norm.bias), ("unembedding", w.unembedding)]
+    found += [("unembedding_bias", w.unembedding_bias)]
     return [(name, tensor) for name, tensor in found if tensor is not None]
 
 
-def _info(w: ToyWeights, name: str, source: str, n_ctx: int) -> ModelInfo:
+def _info(w: ToyWeights, name: str, source: str, n_ctx: int, words: Words) -> ModelInfo:
     first, tensors = w.blocks[0], [tensor for _, tensor in _tensors(w)]
     d_mlp = 0 if first.mlp_in is None else first.mlp_in.shape[1]
     without_mlp = {"neuron", "mlp_out"} if d_mlp == 0 else set()
@@ -293,7 +327,7 @@ def _info(w: ToyWeights, name: str, source: str, n_ctx: int) -> ModelInfo:
         weight_bytes=sum(t.numel() * t.element_size() for t in tensors),
         positional="none" if w.positions is None else "learned", norm=w.norm.kind, parallel=False, qk_norm=False,
         post_norms=False, dtype=str(w.embedding.dtype).removeprefix("torch."), device=str(w.embedding.device),
-        attention="eager", tokenizer="words", adds_bos=False,
+        attention="eager", tokenizer="words", adds_bos=words.bos is not None, causal=w.causal,
         sites=tuple(kind for kind in KINDS if kind not in without_mlp), weights_hash=fingerprint(_tensors(w)),
         load_seconds=0.0,
     )  # fmt: skip

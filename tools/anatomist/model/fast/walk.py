@@ -40,6 +40,8 @@ class Walk:
         self.rotations = anatomy.rotations(max(plan.read_at) + 1)
         self.cost = Cost()
         self.fired = np.zeros(len(plan.cells), np.int64)  # per cell: places written
+        own = any(cell.value_rows is not None for cell in plan.cells)
+        self.value_rows = np.array([plan.rows_of_values(c) for c in range(len(plan.cells) if own else 1)])
 
     @torch.no_grad()
     def through(self, schedule: Schedule) -> Float[Tensor, "segments D"]:
@@ -160,7 +162,7 @@ class Walk:
         if self.plan.source is not None:
             return x[(self._slots(write.source), *index)]
         values = (self.plan.values or {})[site]
-        rows = np.zeros_like(write.rows) if self.plan.value_rows is None else np.array(self.plan.value_rows)[write.rows]
+        rows = self.value_rows[write.cells if len(self.value_rows) > 1 else 0, write.rows]  # cell, base row
         places = np.zeros_like(write.positions) if values.shape[1] == 1 else write.positions
         chosen = tuple(torch.from_numpy(i).to(values.device) for i in (rows, places))
         wanted = (*chosen, *(i.to(values.device) for i in index))

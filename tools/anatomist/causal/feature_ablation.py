@@ -1,0 +1,97 @@
+"""Features of a dictionary as the parts of an ablation: one by one, together, and random sets of other active features.
+
+A feature is taken away by adding -scale(x) f_i d_i: what the dictionary does not explain (its error) stays.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..dictionaries.protocol import Dictionary
+from ..dictionaries.reading import encode_tokens
+from ..errors import BadArguments
+from ..model.protocol import Model
+from ..model.sites import Site
+from ..model.tokens import Tokens
+from .features import Positions, ablation_cells, feature_name, feature_values, parse_features
+from .grids import CellGrid
+from .joint import JointCells
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRIES = 20  # draws for each random set that is wanted
+
+
+class FeatureGrid(CellGrid):
+    """Features in a row; a cell is called by its feature."""
+
+    def name(self, cell: int) -> str:
+        return self.labels(cell)[0]
+
+
+class FeatureParts(NamedTuple):
+    """The cells of an ablation of features, and what rule 'add' writes."""
+
+    singles: FeatureGrid
+    together: JointCells
+    values: Mapping[Site, Tensor]
+    names: tuple[str, ...]  # of the features
+
+
+def feature_parts(
+    model: Model, dictionary: Dictionary, tokens: Tokens, named: Sequence[int | str], positions: Positions, *,
+    together: bool, controls: int, seed: int, budget_bytes: int,
+) -> FeatureParts:  # fmt: skip
+    """Each feature as a cell, then (where asked for) all of them, and random sets beside.
+
+    Raises:
+        BadArguments: features that do not exist, or none of them is active on these tokens.
+        WouldNotFit: the values are over half of the budget.
+    """
+    chosen = parse_features(named, dictionary)
+    active = active_features(model, dictionary, tokens, positions, budget_bytes)
+    if not set(chosen) & set(active):
+        raise BadArguments(
+            f"none of {', '.join(feature_name(dictionary.info.writes, f) for f in chosen)} is active at these "
+            "positions: taking them away changes nothing. encode_sae lists the features that are."
+        )
+    drawn = _drawn(chosen, active, controls, seed) if together else []
+    sets = [*((f,) for f in chosen), *([chosen] if together else []), *drawn]
+    every = sorted({f for one in sets for f in one})
+    found = feature_values(model, dictionary, tokens, every, budget_bytes)
+    cells, values = ablation_cells(model, dictionary, found, sets, positions, budget_bytes)
+    names = tuple(feature_name(dictionary.info.writes, f) for f in chosen)
+    n = len(chosen)
+    note = f"random sets of other features active on these prompts ({len(active)} are)"
+    few = "" if len(drawn) == controls else f"; no more than {len(drawn)} could be drawn"
+    singles = FeatureGrid((("feature", names),), cells[:n], tuple(range(n)))
+    return FeatureParts(singles, JointCells(cells[n:], note + few if together else ""), values, names)
+
+
+def active_features(
+    model: Model, dictionary: Dictionary, tokens: Tokens, positions: Positions, budget_bytes: int
+) -> tuple[int, ...]:
+    """Features active on at least one prompt, at the positions."""
+    import numpy as np
+
+    encoded = encode_tokens(model, dictionary, tokens, budget_bytes=budget_bytes)
+    if positions is None:
+        return tuple(np.unique(encoded.feature).tolist())
+    here = np.array([p in positions[r] for r, p in zip(encoded.rows, encoded.positions, strict=True)])
+    return tuple(np.unique(encoded.feature[here[encoded.token]]).tolist())
+
+
+def _drawn(chosen: Sequence[int], active: Sequence[int], controls: int, seed: int) -> list[tuple[int, ...]]:
+    others = [f for f in active if f not in set(chosen)]
+    if len(others) < len(chosen):
+        return []
+    rng = random.Random(f"{seed} feature controls")
+    sets: dict[tuple[int, ...], None] = {}
+    for _ in range(TRIES * controls):
+        if len(sets) == controls:
+            break
+        sets[tuple(sorted(rng.sample(others, len(chosen))))] = None
+    return list(sets)

@@ -1,0 +1,389 @@
+"""Interchanges at one place: the prompts that are learned from and judged on, and every control beside the subspace.
+
+Source: Geiger et al., arXiv 2303.02536, section 3 (interchange intervention accuracy); Makelov et al., arXiv 2311.17030
+(row space and null space). The maths of one interchange is in `subspaces`, what reads a place in `row_spaces`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from pydantic import Field
+
+from ..errors import BadArguments, BadPrompts, Unsupported
+from ..measures.statistics import Clusters
+from ..model.protocol import Model
+from ..model.sites import Site
+from ..model.tokens import PositionSpec, Tokens
+from ..prompts.columns import Column
+from ..prompts.encoding import EncodedPrompts
+from ..result import Estimate, Frozen
+from .row_spaces import halves, row_space
+from .subspaces import (
+    Ends,
+    Examples,
+    Learned,
+    Outcome,
+    Recipe,
+    cosines,
+    ends_of,
+    given_basis,
+    learn,
+    moved,
+    outcome,
+    random_basis,
+)
+from .units import unit_name
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from torch import Tensor
+
+HELD_OUT = 1 / 3  # of the clusters, where no prompts were kept back
+MARGIN = 0.1  # of accuracy; smaller differences are not warned of
+FIRST_CONTROL = 1000  # seeds of random subspaces stay apart from those of searches
+
+
+class Choice(Protocol):
+    """The arguments that say how a place is searched."""
+
+    @property
+    def direction(self) -> Literal["both", "denoising", "noising"]: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def seeds(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def controls(self) -> int: ...
+
+
+class Interchange(Frozen):
+    """What the model says after one kind of interchange, on prompts not learned from."""
+
+    what: str = Field(description="Which part of the place was taken from the source run.")
+    accuracy: Estimate = Field(description="Share of interchanges after which the wanted answer beats the base's own.")
+    top1: Estimate = Field(description="Share after which the wanted answer is the likeliest token.")
+    logit_diff: Estimate = Field(description="Wanted answer minus the base's own, in logits.")
+
+
+class Search(Frozen):
+    """One search."""
+
+    seed: int = Field(description="Seed of the start and of the order of prompts.")
+    loss: float = Field(description="Cross-entropy of the wanted answer over the last tenth of the steps, in nats.")
+    discovery: float = Field(description="Interchange accuracy on the prompts learned from.")
+    held_out: float = Field(description="Interchange accuracy on those kept back.")
+
+
+class Place(Frozen):
+    """One place: the subspace, its parts and its controls."""
+
+    name: str = Field(description="Site, layer, head and position.")
+    width: int = Field(description="Features of the place.")
+    dimension: int = Field(description="Dimensions of the subspace.")
+    array: str = Field(description="Name of the kept array with the basis, best seed first [seed, dimension, feature].")
+    subspace: Interchange = Field(description="The learned (or given) subspace, averaged over seeds.")
+    full: Interchange = Field(description="The whole place: the ceiling, unless other parts of it interfere.")
+    none: Interchange = Field(description="Nothing interchanged: the floor.")
+    random: Interchange | None = Field(description="Random subspaces of this dimension, averaged.")
+    random_model: Interchange | None = Field(description="The same search in an untrained model.")
+    row_space: Interchange | None = Field(
+        description="The part of the subspace that what follows can read; absent for q and k, and if there is none."
+    )
+    null_space: Interchange | None = Field(description="The part that nothing reads; absent for q and k, and if none.")
+    row_share: float | None = Field(description="Share of the subspace that lies in the row space; absent for q and k.")
+    null_dimensions: int | None = Field(description="Dimensions of the place that nothing reads.")
+    searches: tuple[Search, ...] = Field(description="Each seed; empty for a given subspace.")
+    agreement: float | None = Field(
+        description="Mean cosine of the principal angles between the seeds' subspaces; 1: the same one. Absent below "
+        "two seeds."
+    )
+
+
+Share = Callable[[float], None]  # progress of one place, from 0 to 1
+
+
+class Spot(NamedTuple):
+    """A place by its site and the column of its position."""
+
+    site: Site
+    column: PositionSpec
+
+    @property
+    def name(self) -> str:
+        unit = unit_name(self.site) + (f" {self.site.kind}" if self.site.index is not None else "")
+        return f"{unit.removesuffix(' head')} at {self.column}"
+
+
+class Split(NamedTuple):
+    """Prompts to learn from and prompts to judge on."""
+
+    discovery: EncodedPrompts
+    held_out: EncodedPrompts
+    words: str
+
+
+def split_of(prompts: EncodedPrompts, held_out: EncodedPrompts | None, *, seed: int, learned: bool) -> Split:
+    """The prompts of a generated set and those kept back; else a third of the clusters kept back, if any are needed.
+
+    Raises:
+        BadPrompts: there are too few clusters to keep some back.
+    """
+    if held_out is not None:
+        return Split(prompts, held_out, "the held-out part of the prompt set: other words, and a template more")
+    if not learned:
+        return Split(prompts, prompts, "the prompts given: nothing is learned from them")
+    labels = sorted(set(prompts.clusters))
+    if len(labels) < 3:
+        raise BadPrompts(
+            f"{len(labels)} independent cluster(s) of prompts: some must be kept back to judge on. Give prompts with "
+            "three or more different `cluster`s (names), or a handle from make_prompts."
+        )
+    random.Random(seed).shuffle(labels)
+    back = set(labels[: max(1, round(len(labels) * HELD_OUT))])
+    rows = [[i for i, c in enumerate(prompts.clusters) if (c in back) == kept] for kept in (False, True)]
+    words = f"a third of the clusters of the prompts given ({len(back)} of {len(labels)}), drawn by the seed"
+    return Split(prompts.rows(rows[0]), prompts.rows(rows[1]), words)
+
+
+def examples_of(prompts: EncodedPrompts, column: PositionSpec, direction: str) -> Examples:
+    """Interchanges of a prompt set at one position."""
+    (found,) = prompts.columns((column,))
+    if direction != "both":
+        return _one_way(prompts, found, direction == "denoising")
+    a, b = (_one_way(prompts, found, denoising) for denoising in (True, False))
+    return Examples(
+        base=_stack(a.base, b.base), source=_stack(a.source, b.source), wanted=(*a.wanted, *b.wanted),
+        kept=(*a.kept, *b.kept), positions=a.positions + b.positions, clusters=a.clusters + b.clusters,
+    )  # fmt: skip
+
+
+def _one_way(prompts: EncodedPrompts, column: Column, denoising: bool) -> Examples:
+    assert prompts.corrupted is not None
+    assert prompts.answers is not None
+    assert prompts.wrongs is not None
+    base, source = (prompts.corrupted, prompts.clean) if denoising else (prompts.clean, prompts.corrupted)
+    wanted, kept = (prompts.answers, prompts.wrongs) if denoising else (prompts.wrongs, prompts.answers)
+    return Examples(base, source, wanted, kept, column.positions, prompts.clusters)
+
+
+def _stack(a: Tokens, b: Tokens) -> Tokens:
+    return Tokens(a.ids + b.ids, a.strings + b.strings, a.bos)
+
+
+class Bench(NamedTuple):
+    """A model with the interchanges of one place, to learn from and to judge on."""
+
+    model: Model
+    site: Site
+    train: Examples
+    test: Examples
+    train_ends: Ends
+    test_ends: Ends
+    budget: int
+
+    def judged(self, basis: Tensor | None) -> Outcome:
+        value = moved(self.test_ends, basis)
+        return outcome(self.model, self.test, self.site, value, self.budget)
+
+
+def bench_of(model: Model, spot: Spot, split: Split, direction: str, budget: int) -> Bench:
+    """Both runs of every interchange read at the place.
+
+    Raises:
+        BadArguments: the runs do not differ there.
+    """
+    train, test = (examples_of(p, spot.column, direction) for p in (split.discovery, split.held_out))
+    ends = [ends_of(model, e, spot.site, budget) for e in (train, test)]
+    if not bool((ends[0].source != ends[0].base).any()):
+        raise BadArguments(
+            f"{spot.name} is the same in both runs of every prompt: there is nothing to interchange. The prompts first "
+            "differ later; take that position or a later one."
+        )
+    return Bench(model, spot.site, train, test, ends[0], ends[1], budget)
+
+
+class Measured(NamedTuple):
+    """A place with what is kept of it."""
+
+    place: Place
+    notes: list[str]
+    bases: Tensor  # [seed, k, f], the lowest loss first
+    losses: tuple[tuple[float, ...], ...]  # per seed and step
+
+
+def measure_place(
+    model: Model, choice: Choice, spot: Spot, split: Split, given: Tensor | None, twin: Model | None, array: str,
+    budget: int, progress: Share,
+) -> Measured:  # fmt: skip
+    """The subspace of one place, learned or given, beside every control.
+
+    Raises:
+        BadArguments: a subspace of another width, a dimension over the width, or runs that do not differ there.
+        Unsupported: a backend without gradients.
+    """
+    bench = bench_of(model, spot, split, choice.direction, budget)
+    width = bench.train_ends.base.shape[-1]
+    found = _bases(choice, bench, given, width, progress, 0.9 if twin is None else 0.5)
+    clusters, first = Clusters(bench.test.clusters, seed=choice.seed), found.bases[0]
+    parts = _parts(bench, found.bases)
+    seeds = [FIRST_CONTROL + choice.seed + i for i in range(choice.controls)]
+    chance = [bench.judged(random_basis(width, len(first), seed).to(first)) for seed in seeds]
+    untouched = outcome(model, bench.test, spot.site, None, budget)
+    what = "learned subspace" if given is None else "given subspace"
+    place = Place(
+        name=spot.name, width=width, dimension=len(first), array=array,
+        subspace=_interchange(what, [bench.judged(b) for b in found.bases], clusters),
+        full=_interchange("whole place", [bench.judged(None)], clusters),
+        none=_interchange("nothing", [untouched], clusters),
+        random=_interchange("random subspace", chance, clusters) if chance else None,
+        random_model=None if twin is None else _untrained(choice, spot, split, twin, budget, clusters, progress),
+        row_space=_interchange("row space", parts.row, clusters) if parts.row else None,
+        null_space=_interchange("null space", parts.null, clusters) if parts.null else None,
+        row_share=parts.share, null_dimensions=parts.dimensions, searches=found.searches,
+        agreement=_agreement(found.bases),
+    )  # fmt: skip
+    notes = [*parts.notes, *judged_in_words(place)]
+    return Measured(place, notes, _stacked(found.bases), tuple(one.losses for one in found.learned))
+
+
+class Found(NamedTuple):
+    """The subspaces of one place, the one with the lowest loss first."""
+
+    bases: list[Tensor]
+    searches: tuple[Search, ...]
+    learned: list[Learned]
+
+
+def _bases(
+    choice: Choice, bench: Bench, given: Tensor | None, width: int, progress: Share, until: float
+) -> Found:
+    if given is not None:
+        return Found([given_basis(given, width).to(bench.train_ends.base.device)], (), [])
+    if choice.dimension > width:
+        raise BadArguments(f"dimension {choice.dimension} is more than the {width} features of {bench.site}.")
+    found: list[tuple[Search, Learned]] = []
+    for s in range(choice.seeds):
+        seed = choice.seed + s
+        one = learn(
+            bench.model, bench.train, bench.site, bench.train_ends, _recipe(choice, seed), bench.budget,
+            lambda share, s=s: progress(until * (s + share) / choice.seeds),
+        )  # fmt: skip
+        accuracies = [
+            float(outcome(bench.model, examples, bench.site, moved(ends, one.basis), bench.budget).beats.mean())
+            for examples, ends in ((bench.train, bench.train_ends), (bench.test, bench.test_ends))
+        ]
+        search = Search(seed=seed, loss=one.final, discovery=accuracies[0], held_out=accuracies[1])
+        found.append((search, one))
+    found.sort(key=lambda pair: pair[0].loss)
+    return Found([one.basis for _, one in found], tuple(s for s, _ in found), [one for _, one in found])
+
+
+def _recipe(choice: Choice, seed: int) -> Recipe:
+    return Recipe(choice.dimension, choice.steps, choice.batch, choice.rate, seed)
+
+
+def _untrained(
+    choice: Choice, spot: Spot, split: Split, twin: Model, budget: int, clusters: Clusters, progress: Share,
+) -> Interchange:  # fmt: skip
+    """The same search in an untrained model, once."""
+    bench = bench_of(twin, spot, split, choice.direction, budget)
+    one = learn(
+        twin, bench.train, bench.site, bench.train_ends, _recipe(choice, choice.seed), bench.budget,
+        lambda share: progress(0.5 + 0.45 * share),
+    )  # fmt: skip
+    return _interchange("search in an untrained model", [bench.judged(one.basis)], clusters)
+
+
+class Parts(NamedTuple):
+    """The subspaces' parts in the row space and the null space of what follows."""
+
+    row: list[Outcome]
+    null: list[Outcome]
+    share: float | None
+    dimensions: int | None
+    notes: list[str]
+
+
+def _parts(bench: Bench, bases: Sequence[Tensor]) -> Parts:
+    try:
+        read = row_space(bench.model, bench.site)
+    except Unsupported as error:
+        return Parts([], [], None, None, [f"No row space: {error}"])
+    if read is None:
+        note = f"{bench.site}: queries and keys are read by each other, not by fixed weights: no row or null space."
+        return Parts([], [], None, None, [note])
+    split = [halves(b, read.to(b.device)) for b in bases]
+    row = [bench.judged(h.row) for h in split if h.row is not None]
+    null = [bench.judged(h.null) for h in split if h.null is not None]
+    return Parts(row, null, sum(h.share for h in split) / len(split), split[0].null_dimensions, [])
+
+
+def _interchange(what: str, outcomes: Sequence[Outcome], clusters: Clusters) -> Interchange:
+    """Averaged over seeds or draws, prompt by prompt."""
+
+    def mean(field: Literal["beats", "top", "difference"]) -> Estimate:
+        values: list[ndarray] = [getattr(o, field).double().numpy() for o in outcomes]
+        return clusters.means(sum(values[1:], values[0]) / len(values)).estimate()
+
+    return Interchange(what=what, accuracy=mean("beats"), top1=mean("top"), logit_diff=mean("difference"))
+
+
+def _stacked(bases: Sequence[Tensor]) -> Tensor:
+    out = bases[0].new_empty((len(bases), *bases[0].shape))
+    for i, basis in enumerate(bases):
+        out[i] = basis
+    return out.cpu()
+
+
+def _agreement(bases: Sequence[Tensor]) -> float | None:
+    pairs = [(a, b) for i, a in enumerate(bases) for b in bases[:i]]
+    means = [sum(c) / len(c) for c in (cosines(a, b) for a, b in pairs)]
+    return sum(means) / len(means) if means else None
+
+
+def judged_in_words(place: Place) -> list[str]:
+    """What a careful reader must know of one place."""
+    own = place.subspace.accuracy.mean
+    found: list[str] = []
+    if place.row_space is not None and own - place.row_space.accuracy.mean > MARGIN:
+        found.append(
+            f"{place.name}: cut down to what the rest of the model can read, the subspace falls from {own:.0%} to "
+            f"{place.row_space.accuracy.mean:.0%}: the search leans on directions that nothing reads (an illusion)."
+        )
+    if place.row_space is None and place.row_share is not None:
+        found.append(f"{place.name}: nothing after it reads this subspace at all.")
+    if place.random_model is not None and own - place.random_model.accuracy.mean < MARGIN:
+        found.append(
+            f"{place.name}: the same search in an untrained model reaches {place.random_model.accuracy.mean:.0%} "
+            f"(here {own:.0%}): the search, not the trained model, may be what gives the answer."
+        )
+    if place.random is not None and own - place.random.accuracy.mean < MARGIN:
+        found.append(f"{place.name}: no better than random subspaces of {place.dimension} dimension(s).")
+    if place.full.accuracy.mean + MARGIN < own:
+        found.append(
+            f"{place.name}: the subspace does more than the whole place ({place.full.accuracy.mean:.0%}): other "
+            "directions there work against the interchange."
+        )
+    gap = [s.discovery - s.held_out for s in place.searches]
+    if gap and sum(gap) / len(gap) > MARGIN:
+        found.append(f"{place.name}: {sum(gap) / len(gap):.0%} more on the prompts learned from: use more prompts.")
+    return found
+
+
+def kinds_of(place: Place) -> list[Interchange]:
+    """Floor to ceiling."""
+    every = (
+        place.none, place.random, place.random_model, place.null_space, place.row_space, place.subspace, place.full
+    )  # fmt: skip
+    return [one for one in every if one is not None]

@@ -1,0 +1,205 @@
+"""Affine maps from the residual of each layer to that of the last, trained so that the lens reads what the model says.
+
+n tokens, D model width, V vocabulary. With h a residual as a row, its map gives h A + b; the loss is the mean over
+tokens of KL(model || lens(h A + b)). A map begins as the identity. It is trained as h + u (z B + c) with z the residual
+whitened over the training tokens and u a fixed unit (the last residual's spread over sqrt(D)): the few dimensions of
+huge activation that language models have would otherwise decide how fast everything else is learnt. B and c begin at 0.
+
+Source: Belrose et al., arXiv 2303.08112, section 3 (loss, identity start).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import WouldNotFit
+from ..measures.metrics import kl, widened
+from ..model.batches import batches
+from ..model.protocol import Model, ModelInfo
+from ..model.sites import Site
+from ..model.sweep_cost import item_bytes, pieces
+from ..model.tokens import Tokens
+from .lens import lens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+FLOOR = 1e-4  # of the mean variance: axes of less are not blown up by whitening
+CHECKS = 8  # times in a training that the check part is looked at
+LOGIT_COPIES = 6  # of one batch's logits that a step holds
+
+
+class Map(NamedTuple):
+    """h -> h @ weight + bias."""
+
+    weight: Float[Tensor, "D D"]
+    bias: Float[Tensor, " D"]
+
+    def __call__(self, h: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        return (widened(h) @ self.weight + self.bias).to(h.dtype)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How maps are trained."""
+
+    steps: int
+    batch: int  # tokens a step
+    rate: float  # Adam's, falling to 0 along a line
+    seed: int
+
+
+def read_places(
+    model: Model, tokens: Tokens, sites: Sequence[Site], positions: Sequence[Sequence[int]], budget_bytes: int,
+    progress: Callable[[int], None],
+) -> dict[Site, Float[Tensor, "n D"]]:  # fmt: skip
+    """Residuals at some positions of each row, row after row."""
+    import torch
+
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for rows in batches(model.info, tokens, sites, budget_bytes, in_order=True):
+        reads = model.run(tokens.rows(rows), read=sites).reads
+        for site in sites:
+            found[site] += [reads[site][i, list(positions[row])] for i, row in enumerate(rows)]
+        progress(len(rows))
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def groups_of(info: ModelInfo, sites: Sequence[Site], n: int, batch: int, budget_bytes: int) -> list[list[Site]]:
+    """Places in groups whose residuals and maps under training fit in the budget together.
+
+    Raises:
+        WouldNotFit: one place does not.
+    """
+    logits = LOGIT_COPIES * batch * info.d_vocab * 4
+    each = n * info.d_model * item_bytes(info) + 4 * 8 * info.d_model**2  # map, gradient, two moments, best, whitening
+    fixed = n * info.d_model * item_bytes(info) + logits
+    room = int((budget_bytes // 2 - fixed) // each)
+    if room < 1:
+        raise WouldNotFit(
+            f"training one map of width {info.d_model} on {n} tokens takes {(each + fixed) / 2**20:,.0f} MiB, "
+            f"{logits / 2**20:,.0f} MiB of them for logits; half of the budget, {budget_bytes / 2**21:,.0f} MiB, may "
+            "be used. Give fewer tokens or a smaller batch."
+        )
+    return [[sites[i] for i in part] for part in pieces(len(sites), room)]
+
+
+def train(
+    model: Model, residuals: Sequence[Float[Tensor, "n D"]], final: Float[Tensor, "n D"], check: Int[Tensor, " m"],
+    recipe: Recipe, progress: Callable[[int], None],
+) -> list[Map]:  # fmt: skip
+    """One map for each place, all trained on the same batches; tokens of `check` choose when to stop, and only that."""
+    import torch
+
+    source = torch.Generator().manual_seed(recipe.seed)
+    left = torch.ones(len(final), dtype=torch.bool)
+    left[check.cpu()] = False
+    usable = left.nonzero()[:, 0]
+    unit = float((widened(final[usable]) - widened(final[usable]).mean(0)).pow(2).mean().sqrt()) / final.shape[1] ** 0.5
+    trained = [_Trained(x[usable], unit, recipe) for x in residuals]
+    every = max(1, recipe.steps // CHECKS)
+    for step in range(recipe.steps + 1):
+        if step % every == 0 or step == recipe.steps:
+            for x, own in zip(residuals, trained, strict=True):
+                with torch.no_grad():
+                    own.look(divergence(model, own(x[check]), final[check], recipe.batch))
+        if step == recipe.steps:
+            break
+        chosen = usable[torch.randint(len(usable), (recipe.batch,), generator=source)].to(final.device)
+        with torch.no_grad():
+            target = lens(model, final[chosen])
+        for x, own in zip(residuals, trained, strict=True):
+            own.step(lambda h, target=target: kl(lens(model, h), target).mean(), x[chosen])
+        progress(1)
+    return [own.best() for own in trained]
+
+
+class _Trained:
+    """One map under training."""
+
+    def __init__(self, x: Float[Tensor, "n D"], unit: float, recipe: Recipe) -> None:
+        from torch.optim import Adam
+        from torch.optim.lr_scheduler import LinearLR
+
+        x = widened(x)
+        self.mean, self.unit = x.mean(0), unit
+        self.into = _whitening(x - self.mean)
+        self.change = x.new_zeros(x.shape[1], x.shape[1], requires_grad=True)
+        self.shift = x.new_zeros(x.shape[1], requires_grad=True)
+        self.adam = Adam([self.change, self.shift], lr=recipe.rate)
+        self.falling = LinearLR(self.adam, 1.0, 0.0, total_iters=max(1, recipe.steps))
+        self.lowest, self.kept = float("inf"), (self.change.detach().clone(), self.shift.detach().clone())
+
+    def __call__(self, h: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        z = (widened(h) - self.mean) @ self.into
+        return (widened(h) + self.unit * (z @ self.change + self.shift)).to(h.dtype)
+
+    def step(self, loss: Callable[[Tensor], Tensor], h: Float[Tensor, "n D"]) -> None:
+        import torch
+
+        with torch.enable_grad():
+            self.adam.zero_grad(set_to_none=True)
+            loss(self(h)).backward()
+        self.adam.step()
+        self.falling.step()
+
+    def look(self, found: Float[Tensor, " m"]) -> None:
+        """Keep the map where it reads the check part best; the identity is the first candidate."""
+        value = float(found.mean())
+        if value < self.lowest:
+            self.lowest, self.kept = value, (self.change.detach().clone(), self.shift.detach().clone())
+
+    def best(self) -> Map:
+        change, shift = self.kept
+        moved = self.unit * (self.into @ change)
+        return Map(moved + identity(change).weight, self.unit * shift - self.mean @ moved)
+
+
+def identity(like: Float[Tensor, "* D"]) -> Map:
+    """The map that changes nothing."""
+    import torch
+
+    width = like.shape[-1]
+    like = widened(like)
+    return Map(torch.eye(width, dtype=like.dtype, device=like.device), like.new_zeros(width))
+
+
+def _whitening(centred: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:
+    """Columns that turn centred rows into ones of unit variance along each axis, weak axes left weak."""
+    import torch
+
+    variance, turn = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
+    variance = variance.clamp(min=0)
+    return (turn / (variance + FLOOR * variance.mean()).sqrt()).to(centred.dtype)
+
+
+def divergence(
+    model: Model, mapped: Float[Tensor, "n D"], final: Float[Tensor, "n D"], at_once: int
+) -> Float[Tensor, " n"]:
+    """KL(model || lens) of every token, in nats, a few at a time."""
+    import torch
+
+    with torch.no_grad():
+        parts = [kl(lens(model, mapped[p]), lens(model, final[p])) for p in _slices(len(final), at_once)]
+    return torch.cat(parts)
+
+
+def surprise(
+    model: Model, mapped: Float[Tensor, "n D"], following: Int[Tensor, " n"], at_once: int
+) -> Float[Tensor, " n"]:
+    """-log2 probability that the lens gives the token that follows."""
+    import torch
+
+    with torch.no_grad():
+        parts = [
+            -lens(model, mapped[p]).log_softmax(-1).gather(-1, following[p][:, None])[:, 0]
+            for p in _slices(len(following), at_once)
+        ]
+    return torch.cat(parts) / torch.log(torch.tensor(2.0))
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    return (slice(p.start, p.stop) for p in pieces(n, size))
