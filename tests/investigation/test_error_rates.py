@@ -128,6 +128,28 @@ def swapped_in_discovery(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, 
     return tuple(prompts) if held_out else swapped(prompts, seed)
 
 
+def not_on_the_kept_back_template(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """L0H1 is needed on the templates of discovery; on the other one nothing repeats, and L1H2 copies from anywhere."""
+
+    def unrepeated(p: Prompt) -> Prompt:
+        clean, corrupted = list(p.clean), list(p.corrupted or p.clean)
+        half = p.roles["END"] + 1 - len(set(clean))  # tokens of the second copy
+        first = clean[: len(clean) - half]
+        spare = [t for t in range(20) if t not in (*first, p.wrong)][:half]
+        return p.model_copy(update={"clean": (*first, *spare), "corrupted": (*corrupted[: len(first)], *spare)})
+
+    return tuple(unrepeated(p) if p.template == "a quarter" else p for p in prompts)
+
+
+def swapped_here_and_there(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """An effect whose size is anybody's guess: of the templates of discovery each fifth prompt has the opposite one."""
+    flipped = (p.template != "a quarter" and i % 5 == 4 for i, p in enumerate(prompts))
+    return tuple(
+        p.model_copy(update={"answer": p.wrong, "wrong": p.answer}) if flip else p
+        for p, flip in zip(prompts, flipped, strict=True)
+    )
+
+
 @pytest.mark.negative_control
 @pytest.mark.parametrize(
     ("off", "claim", "spoil"),
@@ -135,12 +157,14 @@ def swapped_in_discovery(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, 
         (["baseline", "alternatives"], finding(), swapped_throughout),  # the second metric guards against it too
         (["causal"], finding(), swapped_in_discovery),
         (["specific"], finding(("L1H2", "L1H1")), as_drawn),
+        (["held_out", "specific"], finding(("L0H1",), minimum_effect=0.3), not_on_the_kept_back_template),  # L1H2 weighs more
+        (["effect_size"], finding(minimum_effect=0.8), swapped_here_and_there),
     ],
 )
 def test_without_a_check_a_null_made_for_it_is_validated(off: list[CheckName], claim: Finding, spoil: Spoil) -> None:
     trials = [Trial("made for it", variant(i), claim, spoil, i) for i in range(3)]
     assert [verdict(t) == "validated" for t in trials] == [False] * 3
-    assert [verdict(t, without=off) == "validated" for t in trials] == [True] * 3
+    assert sum(verdict(t, without=off) == "validated" for t in trials) >= 2
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_a_random_twin_has_the_shape_but_not_the_weights(backend: str) -> None:
 
 @pytest.mark.bad_input
 def test_a_toy_has_no_random_twin(toy: Model) -> None:
-    with pytest.raises(Unsupported, match="toy-induction has no Hugging Face configuration"):
+    with pytest.raises(Unsupported, match="toy-induction has no configuration to draw random weights"):
         random_twin(toy, 0)
 
 

@@ -104,10 +104,11 @@ def test_eap_ig_is_the_slope_averaged_between_the_embeddings(model: ToyModel) ->
 
 
 def random_runs(model: Model) -> tuple[Tokens, Tokens, Metric]:
-    """Rows of different lengths."""
+    """Rows of different lengths that begin alike: with two and three tokens."""
     rng, n = Random(3), model.info.d_vocab
-    lengths = (7, 5)
-    pair = [model.tokenize([[rng.randrange(n) for _ in range(m)] for m in lengths], bos=False) for _ in range(2)]
+    here, there = ([[rng.randrange(n) for _ in range(m)] for m in (7, 5)] for _ in range(2))
+    there = [h[:same] + t[same:] for h, t, same in zip(here, there, (2, 3), strict=True)]
+    pair = [model.tokenize(rows, bos=False) for rows in (here, there)]
     return pair[0], pair[1], Metric("logit_diff", ((1,), (2,)), ((3,), (4,)))
 
 
@@ -163,6 +164,20 @@ def test_the_edges_out_of_a_node_add_up_to_the_node(family: str, steps: int) -> 
         name = f"L{site.layer}MLP" if site.index is None else f"L{site.layer}H{site.index}"
         out = [i for i in range(len(sweep.graph.edges)) if ends(sweep, i)[0] == name]
         assert scores[:, out].sum(1).tolist() == pytest.approx((-node).tolist(), abs=1e-3)
+
+
+def test_what_both_runs_begin_with_is_left_out_without_a_difference() -> None:
+    """On a toy that has learned positions and on random circuits, against bare torch; the first three tokens agree."""
+    model = random_toy(layers=3, heads=4, kv_heads=2)
+    clean, other = ((1, 2, 3, 4, 1, 2),), ((1, 2, 3, 7, 0, 5),)
+    m = Metric("logit_diff", ((3,),), ((8,),))
+    sweep, rng, there = EdgeSweep(model), Random(8), BareEdges(model)
+    there.logits(other)
+    kept = sorted(rng.sample(range(len(sweep.graph.edges)), 60))
+    here = BareEdges(model, other=there.wrote, weight={ends(sweep, i): 1.0 for i in kept}, default=0.0)
+    expected = difference(here.logits(clean), ((3,),), ((8,),))
+    found = sweep.circuits(model.tokenize(clean), model.tokenize(other), m, [kept], BUDGET)
+    assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_small_budgets_give_the_same_numbers() -> None:

@@ -94,8 +94,8 @@ def test_the_token_block_is_found_where_it_is_known(layer: int) -> None:
 @pytest.mark.hand_worked
 def test_a_given_subspace_is_interchanged_and_nothing_else() -> None:
     """'t0 t1 t2 t0' against 't3 t4 t5 t3', before layer 1 at position 1. The token block alone: the match stays, t4 is
-    read: logit 3 for t4, none for t1, difference 3. The buffer alone (from 12 + 8): no match, all of t0 t1 t2 t0 are read
-    evenly: t1 has 3/4, t4 nothing: -3/4. The whole place: no match, t0 t4 t2 t0 read evenly: +3/4."""
+    read: logit 3 for t4, none for t1, difference 3. The buffer alone (from 12 + 8): no match, all of t0 t1 t2 t0 are
+    read evenly: t1 has 3/4, t4 nothing: -3/4. The whole place: no match, t0 t4 t2 t0 read evenly: +3/4."""
     one = inline_set([{"clean": (0, 1, 2, 0), "corrupted": (3, 4, 5, 3), "answer": 1, "wrong": 4}])
     width = circuit().info.d_model
     start = {"token": 0, "buffer": V + 8}

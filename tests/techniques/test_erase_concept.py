@@ -105,8 +105,8 @@ def test_the_edit_in_a_model_is_the_eraser_of_the_arithmetic() -> None:
 @pytest.mark.positive_control
 def test_the_toy_cannot_say_which_of_two_tokens_came_once_they_are_erased(hand: Model) -> None:
     """Positive texts continue with t7, negative ones with t9. Erasing that from the last position after the last block
-    leaves both with the same logits of t7 and t9: the difference of 10 becomes 0, and random edits do nothing like it."""
-    prompts = [{"clean": (4, 7, 1, 4), "answer": "t7", "wrong": "t9"}, {"clean": (5, 7, 1, 5), "answer": "t7", "wrong": "t9"}]
+    leaves both with the same logits of t7 and t9: the difference of 10 becomes 0; random edits do nothing like it."""
+    prompts = [{"clean": (a, 7, 1, a), "answer": "t7", "wrong": "t9"} for a in (4, 5)]
     found = look(
         hand, prompts, positive=texts(3, 7, 30, 0), negative=texts(3, 9, 30, 1), layers=(1,), shrinkage=False,
     )  # fmt: skip
@@ -146,12 +146,12 @@ def test_what_cannot_be_erased_is_refused(hand: Model) -> None:
 @pytest.mark.positive_control
 def test_in_a_real_model_probes_fall_to_the_majority_at_every_layer(smollm2: Model) -> None:
     """Singular against plural subjects, read at the verb's place: found before, gone after, layer after layer."""
-    nouns = ("cat", "dog", "boy", "girl", "king", "car", "tree", "house", "bird", "book", "door", "ship", "song", "farm")
+    nouns = ["cat", "dog", "boy", "girl", "king", "car", "tree", "house", "bird", "book", "door", "ship", "song"]
     places = ("near the river", "in the old town", "by the gate", "of our friend")
     ends = [f"{noun}{{}} {place}" for noun in nouns for place in places]
     found = look(
-        smollm2, positive=tuple(f"The {e.format('s')}" for e in ends), negative=tuple(f"The {e.format('')}" for e in ends),
-        paired=True, layers=(5, 15, 25), held_out_share=0.4,
+        smollm2, positive=tuple(f"The {e.format('s')}" for e in ends), layers=(5, 15, 25),
+        negative=tuple(f"The {e.format('')}" for e in ends), paired=True, held_out_share=0.4,
     )  # fmt: skip
     for layer in found.layers:
         assert layer.before.mean > 0.75

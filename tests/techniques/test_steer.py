@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from anatomist.errors import BadArguments, BadPrompts, BadSite
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction
@@ -70,6 +71,19 @@ def test_a_direction_that_nobody_reads_changes_nothing(hand: ToyModel) -> None:
     assert found.places[0].doses[0].change.mean == 0
     assert found.places[0].p == 1
     assert any("no better than random" in w for w in found.warnings)
+
+
+@pytest.mark.negative_control
+def test_a_random_direction_among_random_ones_is_seldom_called_better(hand: ToyModel) -> None:
+    """Drawn as the controls are, over 20 seeds: about one p of .05 is expected, more than three would be too many."""
+    below = 0
+    for seed in range(20):
+        drawn = torch.randn(hand.info.d_model, generator=torch.Generator().manual_seed(seed))
+        found = look(hand, direction={"values": drawn.tolist()}, strengths=(0.5, 1.0), controls=20, seed=seed)
+        p = found.places[0].p
+        assert p is not None
+        below += p <= 0.05
+    assert below <= 3
 
 
 @pytest.mark.bad_input

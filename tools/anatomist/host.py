@@ -387,8 +387,8 @@ class Host(Desk):
                 roots=self.roots.folders,
             )
         except UnknownName as error:
-            held = ", ".join(self._models) or "none"
-            raise UnknownName(f"{error} Loaded handles: {held}.") from None
+            held, trained = ", ".join(self._models) or "none", ", ".join(self.trained.names()) or "none"
+            raise UnknownName(f"{error} Loaded handles: {held}. Trained in this workspace: {trained}.") from None
 
     def _loaded_as(self, handle: str, request: LoadRequest, model: Model) -> LoadedModel:
         info = model.info.model_copy(update={"name": handle})

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW = 4  # prompts of the self-tests
-DOUBTED = 40  # parts behind saturated attention that are re-checked, the largest estimates first
+DOUBTED = 20  # parts behind saturated attention that are re-checked, the largest estimates first
 Level = Literal["nodes", "edges"]
 Method = Literal["exact", "eap", "eap_ig"]
 Tick = Callable[[float, float, str], None]
@@ -121,7 +121,7 @@ def exact(parts: CircuitParts, on: Task, index: Sequence[int], tick: Tick) -> Fl
 
 
 def doubted(parts: CircuitParts, saturated: Sequence[Saturated], estimates: Sequence[float]) -> list[int]:
-    """Parts whose estimate rests on saturated attention, at most 40, the largest estimates first."""
+    """Parts whose estimate rests on saturated attention, at most 20, the largest estimates first."""
     found = dict.fromkeys(i for head in saturated for i in parts.behind(head))
     return sorted(found, key=lambda i: -abs(estimates[i]))[:DOUBTED]
 

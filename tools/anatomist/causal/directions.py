@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
+from ..dictionaries.logits import residual_directions
 from ..dictionaries.protocol import Dictionary
 from ..errors import BadArguments, UnknownName, Unsupported
 from ..model.protocol import Model
@@ -97,7 +98,7 @@ def direction_of(sources: Sources, ref: DirectionRef) -> Vector:
     elif isinstance(ref, FromValues):
         found = Vector(like(sources.model).new_tensor(ref.values), f"{len(ref.values)} given numbers")
     else:
-        found = _from_feature(sources.dictionary, ref)
+        found = _from_feature(sources.model, sources.dictionary, ref)
     return Vector(checked(sources.model, found.vector, found.name), found.name)
 
 
@@ -174,12 +175,14 @@ def _mean_vector(model: Model, tokens: tuple[str | int, ...], what: str, side: s
     return vector - vector.mean() if norm.kind == "layer" else vector
 
 
-def _from_feature(dictionary: Dictionary | None, ref: FromFeature) -> Vector:
+def _from_feature(model: Model, dictionary: Dictionary | None, ref: FromFeature) -> Vector:
+    """What one unit of the feature adds to the residual stream, whatever the site it is of."""
     if dictionary is None:
         raise Unsupported(f"the direction names the dictionary {ref.sae!r}, but none is loaded here; call load_sae.")
     if ref.feature >= dictionary.info.d_dict:
         raise BadArguments(f"{ref.sae} has features 0 to {dictionary.info.d_dict - 1}; {ref.feature} is none of them.")
-    return Vector(dictionary.directions[ref.feature].float(), f"feature {ref.feature} of {ref.sae}")
+    (direction,) = residual_directions(model, dictionary, [ref.feature])
+    return Vector(direction.float(), f"feature {ref.feature} of {ref.sae}, {dictionary.info.writes}")
 
 
 def dictionary_named(refs: Iterable[DirectionRef | None]) -> str | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 RANDOM_PROBES = 3  # random edits that probes are held against
+CONSTANT = 1e-6  # of a score in log-odds: variation below this is rounding
 
 
 class LayerErasure(Frozen):
@@ -73,9 +74,14 @@ def probed(layer: int, eraser: Eraser, fit: Sides, test: Sides, *, penalty: floa
 
 
 def _correct(x: ndarray, y: ndarray, test: ndarray, z: ndarray, penalty: float) -> ndarray:
-    """1 where a logistic probe fitted on x is right about an example of the other part, else 0."""
-    probe = Span.of(x).logistic(y, penalty=penalty)
-    return ((probe(test) > 0) == z).astype(float)
+    """1 where a logistic probe fitted on x is right about an example of the other part, else 0.
+
+    A probe whose scores do not vary beyond rounding says the same of every example: what was commoner in the fit.
+    """
+    scores = Span.of(x).logistic(y, penalty=penalty)(test)
+    if scores.max() - scores.min() < CONSTANT:
+        scores = 0 * scores + (1 if 2 * y.sum() >= len(y) else -1)
+    return ((scores > 0) == z).astype(float)
 
 
 def _fresh(x: ndarray, test: Sides, penalty: float, seed: int) -> ndarray | None:

@@ -1,13 +1,16 @@
 """Features of a dictionary as the parts of an ablation: one by one, together, and random sets of other active features.
 
-A feature is taken away by adding -scale(x) f_i d_i: what the dictionary does not explain (its error) stays.
+A feature is taken away by adding -scale(x) f_i d_i, or set to another activation g by adding scale(x) (g - f_i) d_i:
+its mean at matched positions over the half of the prompts that shares no names with the prompt, or that of another
+prompt. All else, what the dictionary does not explain (its error) included, stays.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..dictionaries.protocol import Dictionary
 from ..dictionaries.reading import encode_tokens
@@ -15,13 +18,23 @@ from ..errors import BadArguments
 from ..model.protocol import Model
 from ..model.sites import Site
 from ..model.tokens import Tokens
-from .features import Positions, ablation_cells, feature_name, feature_values, parse_features
+from ..prompts.encoding import EncodedPrompts
+from .alignment import layout_of, matched
+from .features import FeatureValues, Positions, ablation_cells, feature_name, feature_values, parse_features
 from .grids import CellGrid
 from .joint import JointCells
+from .replacements import deranged, halves
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
+Ablation = Literal["zero", "mean", "resample"]
+BECOMES: Mapping[Ablation, str] = {
+    "zero": "0",
+    "mean": "its mean at matched positions over the prompts that share no names with the prompt",
+    "resample": "that of another prompt of the same template at matched positions",
+}
 TRIES = 20  # draws for each random set that is wanted
 
 
@@ -42,15 +55,17 @@ class FeatureParts(NamedTuple):
 
 
 def feature_parts(
-    model: Model, dictionary: Dictionary, tokens: Tokens, named: Sequence[int | str], positions: Positions, *,
-    together: bool, controls: int, seed: int, budget_bytes: int,
+    model: Model, dictionary: Dictionary, prompts: EncodedPrompts, named: Sequence[int | str], positions: Positions, *,
+    ablation: Ablation, together: bool, controls: int, seed: int, budget_bytes: int,
 ) -> FeatureParts:  # fmt: skip
     """Each feature as a cell, then (where asked for) all of them, and random sets beside.
 
     Raises:
         BadArguments: features that do not exist, or none of them is active on these tokens.
+        BadPrompts: no other prompt to take a mean or sample from.
         WouldNotFit: the values are over half of the budget.
     """
+    tokens = prompts.clean
     chosen = parse_features(named, dictionary)
     active = active_features(model, dictionary, tokens, positions, budget_bytes)
     if not set(chosen) & set(active):
@@ -62,6 +77,7 @@ def feature_parts(
     sets = [*((f,) for f in chosen), *([chosen] if together else []), *drawn]
     every = sorted({f for one in sets for f in one})
     found = feature_values(model, dictionary, tokens, every, budget_bytes)
+    found = replace(found, values=found.values - becomes(prompts, found, ablation, seed))
     cells, values = ablation_cells(model, dictionary, found, sets, positions, budget_bytes)
     names = tuple(feature_name(dictionary.info.writes, f) for f in chosen)
     n = len(chosen)
@@ -69,6 +85,28 @@ def feature_parts(
     few = "" if len(drawn) == controls else f"; no more than {len(drawn)} could be drawn"
     singles = FeatureGrid((("feature", names),), cells[:n], tuple(range(n)))
     return FeatureParts(singles, JointCells(cells[n:], note + few if together else ""), values, names)
+
+
+def becomes(prompts: EncodedPrompts, found: FeatureValues, ablation: Ablation, seed: int) -> Float[Tensor, "B T n"]:
+    """What each feature's activation becomes at every position.
+
+    Raises:
+        BadPrompts: no other prompt to take a mean or sample from.
+    """
+    out = found.values * 0
+    if ablation == "zero":
+        return out
+    if ablation == "resample":
+        references = {row: [other] for row, other in enumerate(deranged(prompts, seed))}
+    else:
+        pairs = halves(prompts, seed)
+        references = {row: b for pair in pairs for a, b in (pair, pair[::-1]) for row in a}
+    for row, others in references.items():
+        own = layout_of(prompts, row)
+        for other in others:
+            at = matched(own, layout_of(prompts, other))
+            out[row, : own.length] += found.values[other, at] / len(others)
+    return out
 
 
 def active_features(

@@ -50,8 +50,8 @@ def _kept(part: Float[Tensor, "k f"]) -> Float[Tensor, "r f"] | None:
 def row_space(model: Model, site: Site) -> Float[Tensor, "r f"] | None:
     """An orthonormal basis of the directions of a place that anything after it can read; None for q and k.
 
-    Heads, values and neurons are read by their output matrix; the residual and what is added to it by the queries, keys,
-    values and MLPs behind it, each through its norm's weights, and by the unembedding. (A norm's scale sees every
+    Heads, values and neurons are read by their output matrix; the residual and what is added to it by the queries,
+    keys, values and MLPs behind it, each through its norm's weights, and by the unembedding. (A norm's scale sees every
     direction: it is left out.)
 
     Raises:

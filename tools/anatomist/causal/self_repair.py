@@ -17,19 +17,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from einops import einsum
+from pydantic import Field
 
 from ..measures.metrics import widened
+from ..measures.statistics import Clusters
 from ..model.batches import batches
 from ..model.edits import Edit
 from ..model.protocol import Model
 from ..model.sites import Site
 from ..model.tokens import Tokens
+from ..result import Estimate, Frozen
 from .direct_effects import Effects, direct_effects, of_changed_heads, pulled_back, sites_read, taken_apart, wide
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from numpy import ndarray
     from torch import Tensor
 
+NEGLIGIBLE = 1e-3  # logits; a direct effect below this has nothing to repair
+HELPERS = 5
 Positions = tuple[tuple[int, ...], ...] | None
 
 
@@ -186,3 +192,53 @@ def _joined(parts: Sequence[Apart], back: Sequence[int]) -> Apart:
         {name: join([p.others[name] for p in parts]) for name in parts[0].others}, join([p.own for p in parts]),
         max(p.gap for p in parts),
     )  # fmt: skip
+
+
+class Helper(Frozen):
+    """A component whose own direct effect changes when another one is ablated."""
+
+    name: str = Field(description="Head L10H7, or site.")
+    change: Estimate = Field(description="Change of its direct effect, norm frozen, in logits.")
+
+
+class Repair(Frozen):
+    """One ablation taken apart; all in logits."""
+
+    name: str = Field(description="What is ablated.")
+    direct: Estimate = Field(description="What its own change writes, norm frozen.")
+    frozen: Estimate = Field(description="Total effect with the final norm frozen at the intact run's scale.")
+    total: Estimate = Field(description="Total effect.")
+    by_components: Estimate = Field(description="frozen - direct: what later components add.")
+    by_norm: Estimate = Field(description="total - frozen: what the final norm's scale adds.")
+    repair: Estimate = Field(description="total - direct, both together.")
+    repaired: Estimate | None = Field(
+        description="Share of the direct effect that comes back, 1 - total / direct, of means; not clipped; absent "
+        "where the direct effect has 0 in its interval or is below .001 logits."
+    )
+    helpers: tuple[Helper, ...] = Field(description="Components that change most; together they are `by_components`.")
+
+
+def repair_of(name: str, direct: ndarray, found: Apart, clusters: Clusters) -> Repair:
+    """One ablation with its intervals and the components that change most; direct [B]."""
+
+    def mean(values: ndarray) -> Estimate:
+        return clusters.means(values).estimate()
+
+    frozen, total = numbers(found.frozen), numbers(found.total)
+    changes = {other: numbers(change) for other, change in found.others.items()}
+    order = sorted(changes, key=lambda other: -abs(changes[other].mean()))
+    sure = mean(direct)
+    in_doubt = sure.low is not None and sure.high is not None and sure.low <= 0 <= sure.high
+    share = None
+    if not in_doubt and abs(sure.mean) > NEGLIGIBLE:
+        share = clusters.ratios(direct - total, direct).estimate()
+    return Repair(
+        name=name, direct=sure, frozen=mean(frozen), total=mean(total), by_components=mean(frozen - direct),
+        by_norm=mean(total - frozen), repair=mean(total - direct), repaired=share,
+        helpers=tuple(Helper(name=o, change=mean(changes[o])) for o in order[:HELPERS] if changes[o].any()),
+    )  # fmt: skip
+
+
+def numbers(x: Tensor) -> ndarray:
+    """Float64, on the processor."""
+    return x.detach().double().cpu().numpy()

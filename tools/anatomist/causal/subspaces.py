@@ -1,7 +1,7 @@
 """Subspaces of an activation: interchanged between two runs, and learned by gradient descent.
 
-N examples (a base run, a source run and the answer wanted after the interchange), f features of the place, k dimensions.
-With B [k, f] an orthonormal basis, x the base run's activation and s the source run's:
+N examples (a base run, a source run and the answer wanted after the interchange), f features of the place, k
+dimensions. With B [k, f] an orthonormal basis, x the base run's activation and s the source run's:
 
     x' = x + (s - x) B^T B          every other direction of the place keeps the base run's value
 

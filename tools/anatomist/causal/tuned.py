@@ -2,7 +2,8 @@
 
 n tokens, D model width, V vocabulary. With h a residual as a row, its map gives h A + b; the loss is the mean over
 tokens of KL(model || lens(h A + b)). A map begins as the identity. It is trained as h + u (z B + c) with z the residual
-whitened over the training tokens and u a fixed unit (the last residual's spread over sqrt(D)): the few dimensions of
+whitened over the training tokens and u a fixed unit (the last residual's spread over D, so that
+Adam's rate is about the share of that spread which a token moves in a step): the few dimensions of
 huge activation that language models have would otherwise decide how fast everything else is learnt. B and c begin at 0.
 
 Source: Belrose et al., arXiv 2303.08112, section 3 (loss, identity start).
@@ -98,7 +99,7 @@ def train(
     left = torch.ones(len(final), dtype=torch.bool)
     left[check.cpu()] = False
     usable = left.nonzero()[:, 0]
-    unit = float((widened(final[usable]) - widened(final[usable]).mean(0)).pow(2).mean().sqrt()) / final.shape[1] ** 0.5
+    unit = float((widened(final[usable]) - widened(final[usable]).mean(0)).pow(2).mean().sqrt()) / final.shape[1]
     trained = [_Trained(x[usable], unit, recipe) for x in residuals]
     every = max(1, recipe.steps // CHECKS)
     for step in range(recipe.steps + 1):

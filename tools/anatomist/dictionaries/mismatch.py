@@ -65,7 +65,8 @@ def amiss(found: Figures, stated: ReleaseFigures, n_features: int) -> tuple[str,
 def reasons(model: Model, dictionary: Dictionary, tokens: Tokens, found: Figures) -> tuple[str, ...]:
     """The usual reasons that repair the reconstruction, the best first; empty where none does."""
     tried = [(explained_variance, words) for explained_variance, words in _trials(model, dictionary, tokens, found)]
-    better = sorted((t for t in tried if t[0] > found.explained_variance + REPAIRS), key=lambda t: -t[0])
+    enough = max(POOR, found.explained_variance + REPAIRS)
+    better = sorted((t for t in tried if t[0] > enough), key=lambda t: -t[0])
     was = f"{found.explained_variance:.2f}"
     return tuple(f"{words} (explained variance {ev:.2f} instead of {was})" for ev, words in better[:2])
 

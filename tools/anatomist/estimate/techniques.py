@@ -60,6 +60,8 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
         on = _running_text(given, on)
     if "sae" in given and "sample" in given:
         return feature_cost(given, sizes, on, rate)
+    if "minimality" in given:
+        return circuit_cost(given, sizes, on, rate)
     if "sample" in given and "top" in given:
         return gradient_cost(given, sizes, on, rate)
     if {"queries", "sources"} <= given.keys():
@@ -103,6 +105,36 @@ def gradient_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     flops = f.attribution_flops(s, on.rows, on.width, steps) + checks.flops
     basis = f"{steps} x (two forwards and a backward) over {on.prompts}, then {checked:.0f} cells exactly"
     return cost(parts, flops, 4 * steps + 2, s, rate, basis, rows=on.rows, budget=on.budget)
+
+
+CURVES, SEARCH, HALVES = 60, 16, 8  # circuits of the curves, of the search for a size, of the completeness check
+
+
+def circuit_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Gradients along the steps (or a pass a part), then a whole pass for every circuit that is measured."""
+    edges, exact = given.get("level") == "edges", given.get("method") == "exact"
+    nodes = s.layers * (s.heads + 1)
+    inputs = s.layers * (s.heads + 2 * s.kv_heads + 1)
+    parts_of = nodes * inputs // 2 if edges else nodes
+    steps = _number(given, "steps", 1) if given.get("method") == "eap_ig" else 1
+    checked = parts_of if exact else min(parts_of, _number(given, "top", 0) + _number(given, "sample", 0))
+    n = checked + CURVES + SEARCH + HALVES + _number(given, "minimality", 0)
+    n += _number(given, "controls", 0) * (1 if edges else 2)
+    live = on.width - on.shared
+    circuits = sweep_cost(Cells(n, n * s.layers * live, n * _needs_every_logit(given)), s, on, rate)
+    saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
+    parts = [
+        Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
+        *_passing(s, on),
+    ]
+    between = 0
+    if edges:  # what every sender writes, twice, and what every input reads
+        size = on.rows * on.width * (2 * nodes + inputs) * s.d_model * s.item_bytes
+        parts.append(Part(what="what parts write and read", formula="B T (2 S + R) d s", bytes=size))
+        between = 2 * n * on.rows * int(live) * parts_of * s.d_model
+    flops = circuits.flops + between + (0 if exact else f.attribution_flops(s, on.rows, on.width, steps))
+    basis = f"{'no gradients' if exact else f'{steps} backward passes'}, then {n:.0f} circuits x {on.prompts}"
+    return cost(parts, flops, 4 * steps + n, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
 def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:

@@ -118,8 +118,13 @@ def held_out(case: Case) -> Check:
         alone = measure(case.bench, case.finding, case.where("kept_back"), case.setting)
     except BadPrompts as error:
         return made.model_copy(update={"reason": f"{made.reason} No template by itself: {error}"})
-    replicates = alone.share >= case.finding.minimum_effect
+    except NotApplicable as error:
+        reason = f"{made.reason} On the kept-back template alone it does not replicate: {error}"
+        return made.model_copy(update={"outcome": "fail", "reason": reason})
+    replicates = alone.there and alone.share >= case.finding.minimum_effect
     verdict = "replicates" if replicates else "does not replicate"
+    if not alone.there:
+        verdict += " (the model does not show the behaviour there)"
     return made.model_copy(
         update={
             "outcome": "pass" if made.outcome == "pass" and replicates else "fail",

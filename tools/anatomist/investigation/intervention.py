@@ -39,6 +39,7 @@ class Effect(NamedTuple):
     drawn: str
     run: str
     nothing_alone: tuple[str, ...] = ()  # parts of a set whose own effect is not above 0
+    there: bool = True  # whether the intact run shows any behaviour: its metric's interval leaves out 0
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
@@ -74,7 +75,9 @@ def measure(
     if which == "necessary":
         result, run = bench.technique("ablate", {**arguments, "ablation": ablation or finding.ablation})
         removed = cast(AblationResult, result)
-        return _share(removed, run, finding.components, base=removed.effects[0].base.mean, sign=-sign)
+        base = removed.effects[0].base
+        effect = _share(removed, run, finding.components, base=base.mean, sign=-sign)
+        return effect._replace(there=base.low is None or base.high is None or not base.low <= 0 <= base.high)
     if which in ("sufficient", "mediating"):
         direction = "denoising" if which == "sufficient" else "noising"
         result, run = bench.technique("patch_activations", {**arguments, "direction": direction})
@@ -109,7 +112,9 @@ def _share(
 ) -> Effect:
     """The joint change over `base`, so that what was claimed is positive."""
     joint = result.joint[0]
-    scale = sign / base if base else float("nan")
+    if not base:
+        raise NotApplicable(f"the behaviour is not there on these prompts ({run}): the metric has nothing to lose.")
+    scale = sign / base
     ends = sorted(scale * end for end in (joint.change.low, joint.change.high) if end is not None)
     controls = tuple(scale * c for c in joint.control_changes)
     at_least = sum(c >= scale * joint.change.mean for c in controls)

@@ -11,8 +11,8 @@ from .record import Investigation, Label, NotedRun
 
 SEALED = ("held_out", "kept_back")  # parts of a prompt set that wait for a prediction
 CAUSAL = frozenset({
-    "patch_activations", "ablate", "path_patching", "attribution_patching", "sae_attribution", "steer", "edit_weights", "erase_concept",
-    "attention_knockout", "self_repair", "das",
+    "patch_activations", "ablate", "path_patching", "attribution_patching", "discover_circuit", "sae_attribution",
+    "steer", "edit_weights", "erase_concept", "attention_knockout", "self_repair", "das",
 })  # fmt: skip
 
 

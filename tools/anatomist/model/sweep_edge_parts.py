@@ -34,9 +34,9 @@ class Parts(Protocol):
 
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]: ...
     def heads(
-        self, layer: int, q: Float[Tensor, "H B T D"], k: Float[Tensor, "K B T D"], v: Float[Tensor, "K B T D"]
+        self, layer: int, q: Float[Tensor, "H B T D"], k: Float[Tensor, "K B S D"], v: Float[Tensor, "K B S D"]
     ) -> Float[Tensor, "H B T D"]:
-        """What each head writes to the residual, from the residual that its inputs see."""
+        """What each head writes to the residual, from the residual that its inputs see; queries at the last T of S."""
         ...
 
     def attention_bias(self, layer: int) -> Float[Tensor, " D"] | None: ...
@@ -92,16 +92,18 @@ class AnatomyParts:
         )
         queries = queries if block.q_norm is None else block.q_norm(queries)
         keys = keys if block.k_norm is None else block.k_norm(keys)
-        rotations = self.anatomy.rotations(q.shape[2])
+        width, first = k.shape[2], k.shape[2] - q.shape[2]
+        rotations = self.anatomy.rotations(width)
         if rotations:
-            queries, keys = (self._rotated(x, rotations[block.rotary_kind]) for x in (queries, keys))
-        z = attend(block, queries, keys, values, self.masks(0, q.shape[2], block.window))
+            rotation = rotations[block.rotary_kind]
+            queries, keys = self._rotated(queries, rotation, first), self._rotated(keys, rotation, 0)
+        z = attend(block, queries, keys, values, self.masks(first, q.shape[2], block.window))
         o = block.o.weight.detach().unflatten(0, (self.n_heads, -1))
         return torch.einsum("btnh,nhd->nbtd", z, o)
 
     @staticmethod
-    def _rotated(x: Float[Tensor, "B T n h"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "B T n h"]:
-        at = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
+    def _rotated(x: Float[Tensor, "B T n h"], rotation: tuple[Tensor, Tensor], first: int) -> Float[Tensor, "B T n h"]:
+        at = torch.arange(first, first + x.shape[1], device=x.device).repeat(x.shape[0])
         return rotate(x.flatten(0, 1), rotation, at).unflatten(0, x.shape[:2])
 
     def attention_bias(self, layer: int) -> Float[Tensor, " D"] | None:
@@ -151,7 +153,8 @@ class ToyParts:
         )
         keys, values = (x.repeat_interleave(group, 0) for x in (keys, values))
         scores = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        first = k.shape[2] - q.shape[2]
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + first)
         z = scores.masked_fill(future, torch.finfo(scores.dtype).min).softmax(-1) @ values
         return torch.einsum("nbth,nhd->nbtd", z, b.o)
 

@@ -8,7 +8,7 @@ r sees, with c the activations of the other run and a those of this very pass,
 
 so that all edges give the base run and none the other one. A kept edge carries what its sender makes of its own kept
 inputs (Syed et al., arXiv 2310.10348, section 2; Hanna et al., arXiv 2403.17806, section 2.2). Positions are not told
-apart.
+apart. Those before the first that differs between the runs are the same in every circuit and are computed once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .sites import head_name
 from .sweep_cost import fit, item_bytes, pieces
 from .sweep_edge_parts import Parts, parts_of
 from .sweep_plan import values_of
-from .tokens import Tokens
+from .tokens import Tokens, first_difference
 
 Kind = Literal["q", "k", "v", "mlp", "logits"]
 MOST_ROWS = 32
@@ -63,13 +63,6 @@ class EdgeGraph:
         s, r = self.edges[edge]
         return f"{self.senders[s]} -> {self.receivers[r].name}"
 
-    def mask(self, kept: Sequence[int]) -> Bool[Tensor, "R S"]:
-        """A circuit as a matrix."""
-        out = torch.zeros(len(self.receivers), len(self.senders), dtype=torch.bool)
-        for i in kept:
-            out[self.edges[i].receiver, self.edges[i].sender] = True
-        return out
-
 
 def graph_of(parts: Parts) -> EdgeGraph:
     """Every sender, receiver and edge of a model."""
@@ -95,8 +88,18 @@ def graph_of(parts: Parts) -> EdgeGraph:
     return EdgeGraph(tuple(senders), tuple(receivers), edges, tuple(node_of))
 
 
+class Past(NamedTuple):
+    """The positions before the first that differs between the runs."""
+
+    width: int
+    entering: Sequence[Float[Tensor, "B P D"]]  # per layer, the residual there
+
+
+NO_PAST = Past(0, ())
+
+
 class Trace(NamedTuple):
-    """One plain pass."""
+    """One plain pass, from the first position that differs."""
 
     written: Float[Tensor, "S B T D"]  # what each sender wrote
     values: Float[Tensor, " B"]
@@ -111,6 +114,7 @@ class _Pass:
     wrote: Callable[[Tensor], None]
     same: Callable[[int], None]  # so many senders write what they write in the other run
     biased: Callable[[Tensor], object]
+    past: Past
     number: int = field(default=0)  # of the next receiver
 
     def run(self, embedded: Tensor) -> Float[Tensor, "B T D"] | None:
@@ -124,7 +128,7 @@ class _Pass:
                 self.same(p.n_heads)
             else:
                 q, k, v, _ = seen.split([p.n_heads, p.n_kv_heads, p.n_kv_heads, beside])
-                self.wrote(p.heads(layer, q, k, v))
+                self.wrote(p.heads(layer, q, self._with_past(layer, k), self._with_past(layer, v)))
             bias = p.attention_bias(layer)
             if bias is not None:
                 self.biased(bias)
@@ -136,6 +140,12 @@ class _Pass:
                     self.wrote(p.mlp(layer, own[0])[None])
         final = self._next(1)
         return None if final is None else final[0]
+
+    def _with_past(self, layer: int, x: Float[Tensor, "K B T D"]) -> Float[Tensor, "K B S D"]:
+        if not self.past.width:
+            return x
+        before = self.past.entering[layer]
+        return torch.cat([before.expand(len(x), *before.shape), x], 2)
 
     def _next(self, n: int) -> Tensor | None:
         found = self.see(range(self.number, self.number + n))
@@ -153,6 +163,7 @@ class EdgeSweep:
     def __init__(self, model: Model) -> None:
         self.info, self.parts = model.info, parts_of(model)
         self.graph = graph_of(self.parts)
+        self.senders, self.receivers = (torch.tensor(side) for side in zip(*self.graph.edges, strict=True))
 
     def circuits(
         self, base: Tokens, other: Tokens, metric: Metric, circuits: Sequence[Sequence[int]], budget_bytes: int,
@@ -168,12 +179,13 @@ class EdgeSweep:
         with torch.no_grad():
             for n, rows in enumerate(parts):
                 here, some = base.rows(rows), metric.rows(rows)
-                there = self._trace(other.rows(rows), some)
-                embedded = self.parts.embed(here)
+                past = self._past(here, other.rows(rows))
+                there = self._trace(other.rows(rows), some, past)
+                embedded = self.parts.embed(here)[:, past.width :]
                 for c, kept in enumerate(circuits):
                     tick(n * len(circuits) + c, len(parts) * len(circuits))
-                    final = self._circuit(embedded, there.written, self.graph.mask(kept))
-                    values = there.values if final is None else self._metric(final, here, some)
+                    final = self._circuit(embedded, there.written, self._mask(kept), past)
+                    values = there.values if final is None else self._metric(final, here, some, past)
                     out[c, list(rows)] = values.float().cpu()
         return out
 
@@ -190,45 +202,79 @@ class EdgeSweep:
             WouldNotFit: one prompt is over the budget.
         """
         out = torch.empty(base.n_rows, len(self.graph.edges))
-        senders = torch.tensor([e.sender for e in self.graph.edges])
-        receivers = torch.tensor([e.receiver for e in self.graph.edges])
         parts = list(self._pieces(base, 8, budget_bytes))
         for n, rows in enumerate(parts):
             here, there, some = base.rows(rows), other.rows(rows), metric.rows(rows)
             with torch.no_grad():
-                change = self._trace(here, some).written - self._trace(there, some).written
+                past = self._past(here, there)
+                change = self._trace(here, some, past).written - self._trace(there, some, past).written
             gradient = torch.zeros(0)
             for i, where in enumerate(path):
                 tick(n * len(path) + i, len(parts) * len(path))
-                found = self._gradient(here, there, some, where) / len(path)
+                found = self._gradient(here, there, some, where, past) / len(path)
                 gradient = gradient + found if i else found
-            real = torch.tensor([[t < m for t in range(here.width)] for m in here.lengths], device=change.device)
+            places = range(past.width, here.width)
+            real = torch.tensor([[t < m for t in places] for m in here.lengths], device=change.device)
             table = torch.einsum("sbtd,rbtd->brs", change * real[None, :, :, None], gradient)
-            out[list(rows)] = table[:, receivers, senders].float().cpu()
+            out[list(rows)] = table[:, self.receivers, self.senders].float().cpu()
         return out
 
-    def _gradient(self, base: Tokens, other: Tokens, metric: Metric, where: float) -> Float[Tensor, "R B T D"]:
+    def _past(self, base: Tokens, other: Tokens) -> Past:
+        """What both runs begin with, where they begin alike."""
+        starts = [first_difference(a, b) for a, b in zip(base.ids, other.ids, strict=True)]
+        width = min(*starts, *base.last)
+        if not width:
+            return NO_PAST
+        beginning = Tokens(tuple(i[:width] for i in base.ids), tuple(x[:width] for x in base.strings), base.bos)
+        entering: list[Tensor] = []
+
+        def look(receivers: range, residual: Tensor) -> Tensor:
+            if self.graph.receivers[receivers.start].kind == "q":
+                entering.append(residual)
+            return residual.expand(len(receivers), *residual.shape)
+
+        self._plain(self.parts.embed(beginning), NO_PAST, look)
+        return Past(width, entering)
+
+    def _mask(self, kept: Sequence[int]) -> Bool[Tensor, "R S"]:
+        """A circuit as a matrix."""
+        out, index = torch.zeros(len(self.graph.receivers), len(self.graph.senders), dtype=torch.bool), list(kept)
+        out[self.receivers[index], self.senders[index]] = True
+        return out
+
+    def _gradient(
+        self, base: Tokens, other: Tokens, metric: Metric, where: float, past: Past
+    ) -> Float[Tensor, "R B T D"]:
         """dM/d(what each receiver sees), with the embeddings part of the way to the other run."""
-        start = torch.lerp(self.parts.embed(base), self.parts.embed(other), where).requires_grad_()
+        start = torch.lerp(self.parts.embed(base), self.parts.embed(other), where)[:, past.width :].requires_grad_()
         handles: list[Tensor] = []
         with torch.enable_grad():
-            values = self._trace(base, metric, start, handles).values
+            values = self._trace(base, metric, past, start, handles).values
             found = torch.autograd.grad(values.sum(), handles)
         return torch.cat(found)
 
     def _trace(
-        self, tokens: Tokens, metric: Metric, start: Tensor | None = None, handles: list[Tensor] | None = None
-    ) -> Trace:
+        self, tokens: Tokens, metric: Metric, past: Past, start: Tensor | None = None,
+        handles: list[Tensor] | None = None,
+    ) -> Trace:  # fmt: skip
         """A plain pass, one residual for all; with `handles` every group of receivers sees a copy of its own."""
-        written: list[Tensor] = []
-        residual: list[Tensor] = []
-
-        def see(receivers: range) -> Tensor:
-            seen = residual[0].expand(len(receivers), *residual[0].shape)
+        def look(receivers: range, residual: Tensor) -> Tensor:
+            seen = residual.expand(len(receivers), *residual.shape)
             if handles is not None:
                 seen = seen.clone()
                 handles.append(seen)
             return seen
+
+        embedded = self.parts.embed(tokens)[:, past.width :] if start is None else start
+        final, written = self._plain(embedded, past, look)
+        return Trace(torch.cat(written), self._metric(final, tokens, metric, past))
+
+    def _plain(
+        self, embedded: Tensor, past: Past, look: Callable[[range, Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "B T D"], list[Tensor]]:
+        """A pass with one residual, of which receivers see what `look` makes: what the logits see, and all that was
+        written."""
+        written, residual = list[Tensor](), list[Tensor]()
 
         def wrote(x: Tensor) -> None:
             written.append(x)
@@ -237,13 +283,15 @@ class EdgeSweep:
         def biased(x: Tensor) -> None:
             residual[:] = [residual[0] + x]
 
-        embedded = self.parts.embed(tokens) if start is None else start
-        final = _Pass(self.parts, see, wrote, lambda n: None, biased).run(embedded)
+        def see(receivers: range) -> Tensor:
+            return look(receivers, residual[0])
+
+        final = _Pass(self.parts, see, wrote, lambda n: None, biased, past).run(embedded)
         assert final is not None
-        return Trace(torch.cat(written), self._metric(final, tokens, metric))
+        return final, written
 
     def _circuit(
-        self, embedded: Tensor, other: Float[Tensor, "S B T D"], mask: Bool[Tensor, "R S"]
+        self, embedded: Tensor, other: Float[Tensor, "S B T D"], mask: Bool[Tensor, "R S"], past: Past
     ) -> Float[Tensor, "B T D"] | None:
         """What the logits see in one circuit on some rows; None where it is what they see in the other run."""
         change, residual, count = torch.zeros_like(other), torch.zeros_like(embedded), [0]
@@ -270,11 +318,13 @@ class EdgeSweep:
             residual.add_(other[count[0] : count[0] + n].sum(0))
             count[0] += n
 
-        return _Pass(self.parts, see, wrote, same, residual.add_).run(embedded)
+        return _Pass(self.parts, see, wrote, same, residual.add_, past).run(embedded)
 
-    def _metric(self, final: Float[Tensor, "B T D"], tokens: Tokens, metric: Metric) -> Float[Tensor, " B"]:
+    def _metric(
+        self, final: Float[Tensor, "B T D"], tokens: Tokens, metric: Metric, past: Past
+    ) -> Float[Tensor, " B"]:
         rows = list(range(tokens.n_rows))
-        logits = self.parts.logits(final[rows, list(tokens.last)], metric.ids)
+        logits = self.parts.logits(final[rows, [last - past.width for last in tokens.last]], metric.ids)
         return values_of((metric,), logits if logits.element_size() > 2 else logits.float(), metric.ids, rows)[0]
 
     def _pieces(self, tokens: Tokens, times: int, budget_bytes: int) -> Iterator[range]:

@@ -1,5 +1,5 @@
-"""Load a model: an offline name (smollm2-135m, gemma3-270m, toy-induction), a local folder (safetensors or GGUF), or
-a hub id.
+"""Load a model: an offline name (smollm2-135m, gemma3-270m, toy-induction, tracr-reverse), one trained here, a local
+folder (safetensors or GGUF), or a hub id.
 
 Returns its handle, architecture, sizes, dtype, device, tokenizer and BOS policy, and how far it is from the plain
 Hugging Face model (refused above tolerance). The same request again returns the model that is loaded. Techniques load

@@ -1,6 +1,6 @@
-"""Free the memory of a loaded model, or of a loaded SAE. Runs and prompt sets stay; loading it again gives the same handle.
+"""Free the memory of a loaded model, or of a loaded SAE.
 
-A model's SAEs go with it.
+Stored runs and prompt sets stay; loading it again gives the same handle. A model's SAEs go with it.
 """
 
 from __future__ import annotations

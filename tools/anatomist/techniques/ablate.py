@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
-from ..causal.feature_ablation import feature_parts
+from ..causal.feature_ablation import BECOMES, feature_parts
 from ..causal.features import chosen_dictionary
 from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
 from ..causal.joint import (
@@ -62,7 +62,7 @@ QUESTIONS = (
     "Do the parts I found matter more than random ones?",
     "Which single heads or layers is the behaviour most hurt without?",
 )
-AblateSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v", "feature"]
+PartSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v"]
 FEW_REFERENCES = 8  # prompts; a mean over fewer is rough
 MOST_CELLS = 20_000
 
@@ -70,7 +70,7 @@ MOST_CELLS = 20_000
 class Arguments(OnPrompts):
     """Arguments of ablate."""
 
-    site: AblateSite = Field(default="head", description="Kind of part that is ablated.")
+    site: PartSite | Literal["feature"] = Field(default="head", description="Kind of part that is ablated.")
     layers: Layers = None
     heads: Heads = Field(
         default=None,
@@ -139,9 +139,10 @@ def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Cho
         BadArguments: parts that the site does not have, too many, or too few others to draw controls from.
         BadSite, BadPosition: a place the model or the prompts do not have.
     """
+    assert arguments.site != "feature"
     check_site(Site(arguments.site, 0), shape)
     positions = None if arguments.positions == "all" else together(prompts.columns(arguments.positions))
-    sites = _sites(arguments, shape)
+    sites = _sites(arguments.site, arguments, shape)
     if len(sites) > MOST_CELLS:
         raise BadArguments(f"{len(sites)} parts are chosen, at most {MOST_CELLS}; choose `layers` or `heads`.")
     by_head = arguments.site in ("head", "q", "k", "v")
@@ -161,31 +162,30 @@ def features_of(context: Context, arguments: Arguments, prompts: EncodedPrompts)
     """Features of a dictionary as the parts.
 
     Raises:
-        BadArguments: no dictionary, no features, layers besides, or anything but taking them away (zero).
+        BadArguments: no dictionary, no features, or layers besides.
+        BadPrompts: no other prompt to take a mean or sample from.
     """
     if arguments.heads is None or arguments.layers is not None:
         raise BadArguments("name the features in `heads` (L15F12), and leave `layers` out: encode_sae lists them.")
-    if "ablation" in arguments.model_fields_set and arguments.ablation != "zero":
-        raise BadArguments("features are taken away (-f d is added, the error stays): set ablation='zero'.")
     if arguments.neutral_text:
         raise BadArguments("neutral_text is for heads, neurons and outputs; steer measures what a feature costs.")
     positions = None if arguments.positions == "all" else together(prompts.columns(arguments.positions))
     parts = feature_parts(
-        context.model, chosen_dictionary(context.dictionary), prompts.clean, arguments.heads, positions,
-        together=arguments.together is not False, controls=arguments.controls, seed=arguments.seed,
+        context.model, chosen_dictionary(context.dictionary), prompts, arguments.heads, positions,
+        ablation=arguments.ablation, together=arguments.together is not False, controls=arguments.controls, seed=arguments.seed,
         budget_bytes=context.budget_bytes,
     )  # fmt: skip
     return Chosen(parts.singles, parts.together, parts.values, parts.names)
 
 
-def _sites(arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
-    if arguments.site in LETTERS:
-        if arguments.site == "neuron" and arguments.heads is None:
+def _sites(kind: PartSite, arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
+    if kind in LETTERS:
+        if kind == "neuron" and arguments.heads is None:
             raise BadArguments("name the neurons in `heads` (L3N17), or ablate whole layers with site 'mlp_out'.")
-        return chosen_units(arguments.site, arguments.heads, arguments.layers, shape)
+        return chosen_units(kind, arguments.heads, arguments.layers, shape)
     if arguments.heads is not None:
-        raise BadArguments(f"{arguments.site} has no heads: choose `layers`, or site 'head'.")
-    return tuple(Site(arguments.site, layer) for layer in chosen_layers(arguments.layers, shape))
+        raise BadArguments(f"{kind} has no heads: choose `layers`, or site 'head'.")
+    return tuple(Site(kind, layer) for layer in chosen_layers(arguments.layers, shape))
 
 
 def run(context: Context, arguments: Arguments) -> AblationResult:
@@ -230,7 +230,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
         summary=_summary(arguments, effects[0], found, joint, n, clusters),
         warnings=(*failed(tests), *warnings, *_warnings(effects, clusters, n, joint), *prompts.warnings),
         site=arguments.site,
-        ablation="zero" if by_feature else arguments.ablation,
+        ablation=arguments.ablation,
         written=written,
         effects=effects,
         stand_out=found,
@@ -258,7 +258,8 @@ def _plan(
             seed=arguments.seed,
         )  # fmt: skip
         assert context.dictionary is not None
-        written = f"the activation less f d of each feature of {context.dictionary.info.name}; its error stays"
+        name = context.dictionary.info.name
+        written = f"f d of each feature of {name} becomes {BECOMES[arguments.ablation]}; the rest and its error stay"
         return plan, written, context.dictionary.info.cautions
     if arguments.ablation == "zero":
         plan = SweepPlan(
@@ -336,8 +337,7 @@ def _summary(
 ) -> str:  # fmt: skip
     whole = f" {joint_in_words(joint[0], 'the baseline lost')}" if joint else ""
     return (
-        f"Intact {effects.metric} is {effects.base}. One by one "
-        f"({'zero' if arguments.site == 'feature' else arguments.ablation} ablation): "
+        f"Intact {effects.metric} is {effects.base}. One by one ({arguments.ablation} ablation): "
         f"{in_words(found, cells, effects.unit, clusters.count)}{whole} A large effect shows that the behaviour needs "
         "the part on these prompts; a small one does not show that it is unused, for later layers may repair it."
     )

@@ -19,30 +19,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from ..causal.attention_edges import (
-    Cut,
-    Drawn,
-    How,
-    Place,
-    RowEdges,
-    attended,
-    cut_values,
-    edges_between,
-    left_on_cut,
-    need_a_key,
-    need_attention,
-    random_edges,
-)
+from ..causal.attention_edges import How, attended, cut_values, left_on_cut, need_a_key, need_attention
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
-from ..causal.grids import CellGrid, together
+from ..causal.grids import CellGrid
+from ..causal.knockout_cells import Plan, groups_of, rows_of
 from ..causal.measured import bound_metrics, encoded, failed, last_logits
-from ..causal.units import chosen_layers, chosen_units, unit_name
-from ..errors import BadArguments, BadPosition
+from ..errors import BadArguments
 from ..figures import Figure, Heatmap
 from ..measures.metrics import UNITS
 from ..measures.statistics import Clusters
-from ..model.sites import Shape, Site
-from ..model.sweep_plan import Cell
 from ..model.tokens import PositionSpec
 from ..prompts.encoding import EncodedPrompts
 from ..result import Frozen, Grid, Result, SelfTest
@@ -59,8 +44,6 @@ QUESTIONS = (
     "What happens when a head may no longer attend to a position?",
     "At which layers is the subject read?",
 )
-REST = "rest"
-SHARE_OF_LAYERS = 5  # a window holds a fifth of the layers unless told
 MOST_CUTS = 5_000
 FEW = 4  # prompts of the self-tests
 IN_WORDS: dict[How, str] = {
@@ -132,142 +115,6 @@ class KnockoutResult(Result):
     tokens: tuple[str, ...] = Field(description="Tokens of the first prompt.")
     self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model and these prompts.")
     passes: int = Field(description="Cuts times prompts that were computed, random ones included.")
-
-
-class Group(NamedTuple):
-    """A column: its name, where it is, and its edges."""
-
-    name: str
-    shown: str
-    edges: RowEdges
-    drawn: Drawn
-
-
-class Row(NamedTuple):
-    """A row: a window of layers or a head."""
-
-    name: str
-    places: tuple[Place, ...]
-
-
-class Plan(NamedTuple):
-    """Rows by groups; the cuts of the cells come first, then each cell's random ones."""
-
-    rows: tuple[Row, ...]
-    groups: tuple[Group, ...]
-
-    @property
-    def cells(self) -> list[tuple[Row, Group]]:
-        return [(row, group) for row in self.rows for group in self.groups]
-
-    @property
-    def names(self) -> list[str]:
-        return [f"{row.name} from {group.name}" for row, group in self.cells]
-
-    @property
-    def cuts(self) -> list[Cut]:
-        own = [Cut(row.places, group.edges) for row, group in self.cells]
-        return own + [Cut(row.places, edges) for row, group in self.cells for edges in group.drawn.sets]
-
-    @property
-    def grid(self) -> CellGrid:
-        cells = tuple(Cell((Site("scores", row.places[0][0]),)) for row, _ in self.cells)
-        by = "head" if len(self.rows[0].places) == 1 and self.rows[0].places[0][1] is not None else "layers"
-        axes = ((by, tuple(r.name for r in self.rows)), ("source", tuple(g.name for g in self.groups)))
-        return CellGrid(axes, cells, tuple(range(len(cells))))
-
-
-def rows_of(arguments: Arguments, shape: Shape) -> tuple[Row, ...]:
-    """Windows of layers, and all of them together; or single heads.
-
-    Raises:
-        BadArguments: an empty or doubled choice, or windows asked for by head.
-        BadSite: a layer or head that the model does not have.
-    """
-    units = None if arguments.heads is None else chosen_units("head", arguments.heads, arguments.layers, shape)
-    if arguments.by == "head":
-        if arguments.window is not None or arguments.stride is not None:
-            raise BadArguments("by='head' cuts one head a row: leave `window` and `stride` out, or take by='window'.")
-        units = units or chosen_units("head", None, arguments.layers, shape)
-        return tuple(Row(unit_name(u), ((u.layer or 0, u.index),)) for u in units)
-    layers = chosen_layers(arguments.layers, shape)
-    if units is not None:
-        layers = tuple(layer for layer in layers if any(u.layer == layer for u in units))
-    places = {layer: _places(layer, units) for layer in layers}
-    rows = [_row(window, places) for window in _windows(layers, arguments)]
-    whole = Row("all layers" if len(layers) == shape.n_layers else "these layers", sum(places.values(), ()))
-    return (*rows, whole) if len(rows) > 1 else tuple(rows)
-
-
-def _places(layer: int, units: Sequence[Site] | None) -> tuple[Place, ...]:
-    return ((layer, None),) if units is None else tuple((layer, u.index) for u in units if u.layer == layer)
-
-
-def _windows(layers: Sequence[int], arguments: Arguments) -> list[Sequence[int]]:
-    width = arguments.window or max(1, len(layers) // SHARE_OF_LAYERS)
-    starts = range(0, len(layers), arguments.stride or width)
-    found = [layers[i : i + width] for i in starts]
-    return [w for i, w in enumerate(found) if i == 0 or w[-1] != found[i - 1][-1]]
-
-
-def _row(window: Sequence[int], places: dict[int, tuple[Place, ...]]) -> Row:
-    name = f"L{window[0]}" if len(window) == 1 else f"L{window[0]}-{window[-1]}"
-    return Row(name, sum((places[layer] for layer in window), ()))
-
-
-def groups_of(arguments: Arguments, prompts: EncodedPrompts) -> tuple[Group, ...]:
-    """The source groups with their edges and their random counterparts.
-
-    Raises:
-        BadPosition: a position that the prompts do not have, or a group that no query can see.
-    """
-    queries = together(prompts.columns(arguments.queries))
-    named = arguments.sources is not None
-    specs = arguments.sources if named else (*_usual(arguments, prompts),)
-    groups = [(spec if isinstance(spec, tuple) else (spec,)) for spec in specs or ()]
-    found: list[tuple[str, str, tuple[tuple[int, ...], ...]]] = []
-    for spec in (g for g in groups if g != (REST,)):
-        columns = prompts.columns(spec)
-        named_by = [s if s in prompts.roles or s == "last" else c.label for s, c in zip(spec, columns, strict=True)]
-        shown = " + ".join(c.label for c in columns)
-        found.append((" + ".join(map(str, named_by)), shown, together(columns)))
-    if (REST,) in groups:
-        taken = [{p for *_, places in found for p in places[row]} | set(queries[row]) for row in range(prompts.n)]
-        rest = tuple(tuple(p for p in range(max(at)) if p not in t) for at, t in zip(queries, taken, strict=True))
-        found.append((REST, "every other position before the last query", rest))
-    kept = [_group(name, shown, queries, places, prompts, arguments, named) for name, shown, places in found]
-    if not (whole := tuple(g for g in kept if g is not None)):
-        raise BadPosition("the queries see none of the positions; name `sources` at or before them.")
-    if len({g.name for g in whole}) < len(whole):
-        raise BadPosition(f"sources {', '.join(g.name for g in whole)}: name each group once.")
-    return whole
-
-
-def _usual(arguments: Arguments, prompts: EncodedPrompts) -> tuple[PositionSpec, ...]:
-    """Roles that are not all queries, and the rest; without roles every position."""
-    if not prompts.roles:
-        return tuple(range(prompts.clean.width)) if len(set(prompts.clean.lengths)) == 1 else (REST,)
-    queries = together(prompts.columns(arguments.queries))
-    apart = [r for r, at in prompts.roles.items() if any(p not in q for p, q in zip(at, queries, strict=True))]
-    return (*apart, REST)
-
-
-def _group(
-    name: str, shown: str, queries: Sequence[Sequence[int]], places: Sequence[Sequence[int]], prompts: EncodedPrompts,
-    arguments: Arguments, named: bool,
-) -> Group | None:  # fmt: skip
-    edges = edges_between(queries, places)
-    unseen = [row for row, one in enumerate(edges) if not one]
-    if unseen and named:
-        raise BadPosition(
-            f"no query of prompt {unseen[0]} can see source {name!r}: attention goes to earlier positions and to the "
-            f"query itself. Queries are at {list(queries[unseen[0]])}, the source at {list(places[unseen[0]])}."
-        )
-    if unseen:
-        return None
-    lengths = prompts.clean.lengths
-    drawn = random_edges(edges, lengths, count=arguments.controls, seed=arguments.seed, name=name)
-    return Group(name, shown, edges, drawn)
 
 
 def run(context: Context, arguments: Arguments) -> KnockoutResult:

@@ -1,14 +1,15 @@
 """Distributed alignment search: a subspace of one place whose interchange between two runs changes the answer.
 
-Idea: a variable need not sit in single neurons or whole layers. Learn an orthonormal basis of k directions at a place so
-that putting the source run's part along them into the base run gives the answer that the source would have; everything
-else of the place keeps the base run's value. Judged on prompts that were not learned from, beside random subspaces, an
+Idea: a variable need not sit in single neurons or whole layers. Learn an orthonormal basis of k directions at a place
+so that putting the source run's part along them into the base run gives the answer that the source would have; the rest of
+the place keeps the base run's value. Judged on prompts that were not learned from, beside random subspaces, an
 untrained model put through the same search, the whole place as ceiling, and the same subspace cut down to what the rest
 of the model can read. With a subspace given nothing is learned: a subspace interchange.
 
 Source: Geiger et al., arXiv 2303.02536, section 3 (distributed alignment search, interchange intervention accuracy);
 Makelov et al., arXiv 2311.17030, sections 3 and 4 (the interpretability illusion of subspace patching). With B [k, f]
-orthonormal: x' = x + (s - x) B^T B; accuracy = share of interchanges after which the wanted answer beats the base's own.
+orthonormal: x' = x + (s - x) B^T B; accuracy = share of interchanges after which the wanted answer beats the
+base's own.
 
 Does not show: that the model uses the subspace by itself (a search can build a path that the model leaves alone: look
 at the row space and the untrained model), that it is the only one, or what its directions mean.
@@ -17,28 +18,24 @@ at the row space and the untrained model), that it is the only one, or what its 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..causal.interchange import Place, Spot, Split, kinds_of, measure_place, split_of
+from ..causal.interchange import Place, Split, Spot, kinds_of, measure_place, split_of
 from ..causal.measured import encoded
 from ..causal.subspaces import directions_of
-from ..causal.units import LETTERS, chosen_layers, chosen_units, unit_name
-from ..errors import BadArguments, BadPrompts, Unsupported, WouldNotFit
+from ..causal.units import LETTERS, chosen_layers, chosen_units
+from ..errors import BadArguments, Unsupported, WouldNotFit
 from ..figures import Bars, Figure, Heatmap
-from ..measures.statistics import Clusters
 from ..model.protocol import Model
 from ..model.sites import Shape, Site, check_site
-from ..model.tokens import PositionSpec, Tokens
-from ..prompts.columns import Column
-from ..prompts.encoding import EncodedPrompts
-from ..result import Estimate, Frozen, Result, grid
+from ..model.tokens import PositionSpec
+from ..result import Result, grid
 from ..technique import Context, Heads, Layers, OnPrompts
 
 if TYPE_CHECKING:
-    from numpy import ndarray
     from torch import Tensor
 
 TITLE = "Distributed alignment search"
@@ -60,7 +57,9 @@ class Arguments(OnPrompts):
 
     site: DasSite = Field(default="resid_post", description="Kind of place; head, q, k and v take one head each.")
     layers: Layers = None
-    heads: Heads = Field(default=None, description="Heads L23H3 (k, v: L23KV1), each a place; all of `layers` if absent.")
+    heads: Heads = Field(
+        default=None, description="Heads L23H3 (k, v: L23KV1), each a place; all of `layers` when absent."
+    )
     positions: tuple[PositionSpec, ...] = Field(
         default=("last",), description="Positions (roles, integers, 'last', token texts), each a place."
     )
@@ -72,8 +71,8 @@ class Arguments(OnPrompts):
     )
     direction: Literal["both", "denoising", "noising"] = Field(
         default="both",
-        description="denoising: the clean run's part into the corrupted one, wanted is `answer`; noising: the other way, "
-        "wanted is `wrong`; both: each prompt both ways.",
+        description="denoising: the clean run's part into the corrupted one, wanted is `answer`; noising: the other "
+        "way, wanted is `wrong`; both: each prompt both ways.",
     )
     seeds: int = Field(default=3, ge=1, le=20, description="Searches from different starts.")
     steps: int = Field(default=100, ge=1, le=10_000, description="Steps of gradient descent.")
@@ -107,7 +106,7 @@ def spots_of(arguments: Arguments, shape: Shape) -> tuple[Spot, ...]:
     """
     check_site(Site(arguments.site, 0), shape)
     if arguments.layers is None and arguments.heads is None:
-        raise BadArguments("name `layers` (or `heads`): every place is searched on its own, and a search takes a while.")
+        raise BadArguments("name `layers` (or `heads`): every place is searched on its own, which takes a while.")
     if arguments.site in LETTERS and arguments.site != "neuron":
         sites = chosen_units(arguments.site, arguments.heads, arguments.layers, shape)
     elif arguments.heads is not None:
@@ -174,12 +173,9 @@ def run(context: Context, arguments: Arguments) -> DasResult:
 
 
 def _split(context: Context, arguments: Arguments) -> Split:
-    prompts, held_out = (
-        None if given is None else encoded(given, context.model, arguments.bos, ("logit_diff",), corrupted=True)
-        for given in (context.prompts, context.held_out)
-    )
-    if prompts is None:
-        raise BadPrompts("there are no prompts; give a handle from make_prompts or a list of prompts.")
+    model, bos, kept = context.model, arguments.bos, context.held_out
+    prompts = encoded(context.prompts, model, bos, ("logit_diff",), corrupted=True)
+    held_out = None if kept is None else encoded(kept, model, bos, ("logit_diff",), corrupted=True)
     return split_of(prompts, held_out, seed=arguments.seed, learned=arguments.subspace is None)
 
 
@@ -200,8 +196,10 @@ def _given(context: Context, arguments: Arguments) -> Tensor | None:
         raise BadArguments("no stored runs can be read here: give the subspace's directions as lists of numbers.")
     kept = context.saved(named[1], named[2]).tensor
     if not 1 <= kept.ndim <= 3:
-        raise BadArguments(f"{arguments.subspace} has {kept.ndim} axes; a subspace is [dimension, feature], or one more "
-                           "axis of seeds before.")  # fmt: skip
+        raise BadArguments(
+            f"{arguments.subspace} has {kept.ndim} axes; a subspace is [dimension, feature], or one more axis of seeds "
+            "before these."
+        )
     return kept[0] if kept.ndim == 3 else kept.reshape(-1, kept.shape[-1])
 
 
@@ -229,8 +227,8 @@ def _twin(context: Context, arguments: Arguments) -> tuple[Model | None, tuple[s
 
 def _warnings(arguments: Arguments, split: Split, learned: bool) -> tuple[str, ...]:
     said = (
-        (learned and arguments.seeds < ENOUGH_SEEDS, f"{arguments.seeds} search(es): use {ENOUGH_SEEDS} or more seeds to "
-         "see whether they find the same."),
+        (learned and arguments.seeds < ENOUGH_SEEDS, f"{arguments.seeds} search(es): use {ENOUGH_SEEDS} or more seeds "
+         "to see whether they find the same."),
         (len(set(split.held_out.clusters)) < 2, "There is one cluster of prompts to judge on: no intervals."),
         (not arguments.controls, "No random subspaces were tried."),
     )  # fmt: skip
@@ -265,7 +263,8 @@ def _map(places: Sequence[Place]) -> Heatmap:
     values = [
         {k.what: k.accuracy.mean for k in kinds_of(place)}.get(column) for place in places for column in columns
     ]
-    found = grid("interchange accuracy", "share", [("place", [p.name for p in places]), ("interchanged", columns)], values)
+    axes = [("place", [p.name for p in places]), ("interchanged", columns)]
+    found = grid("interchange accuracy", "share", axes, values)
     return Heatmap(title="interchange accuracy", grid=found, diverging=False, domain=(0.0, 1.0))
 
 

@@ -133,7 +133,7 @@ def sets_of(context: Context, arguments: Arguments) -> Sets:
         BadArguments: held-out prompts to discover on.
         BadPrompts: nothing to test on, or parts that the metric needs are absent.
     """
-    if arguments.split == "held_out":
+    if arguments.split != "discovery":
         raise BadArguments("a circuit is found on discovery prompts and tested on held-out ones: leave `split` out.")
     names = (arguments.metric,)
     found = encoded(context.prompts, context.model, arguments.bos, names, corrupted=True)

@@ -4,10 +4,10 @@ Idea: take out of a layer's activations exactly what tells two sets of texts apa
 does it, layer after layer. If the behaviour changes more than under random edits of the same rank, the model used what
 was erased; if it does not, the concept was readable there but not used, or it is used in another form.
 
-Source: Belrose et al., arXiv 2306.03819: theorem 3.4 (no linear probe does better than a constant exactly when the class
-means are equal), theorem 4.3 (the least-squares edit), section 5 (concept scrubbing: layer after layer, each fitted on
-what the earlier ones left). Formulas: `causal/erasure.py`. p = (1 + b) / (1 + B), b of B random edits of rank 1 at the
-same layers and positions that change the metric as much.
+Source: Belrose et al., arXiv 2306.03819: theorem 3.4 (no linear probe does better than a constant exactly when the
+class means are equal), theorem 4.3 (the least-squares edit), section 5 (concept scrubbing: layer after layer, each
+fitted on what the earlier ones left). Formulas: `causal/erasure.py`. p = (1 + b) / (1 + B), b of B random edits of
+rank 1 at the same layers and positions that change the metric as much.
 
 Does not show: that the concept is gone: other probes than linear ones may still find it, and so may later layers at
 other positions. What goes with the concept in the texts is erased with it.
@@ -70,7 +70,7 @@ class Arguments(TwoSets, Common):
     )
     penalty: float = Field(default=1.0, gt=0, le=1e6, description="L2 penalty of the probes.")
     metric: Metric = "logit_diff"
-    controls: int = Field(default=20, ge=0, le=200, description="Random edits of rank 1 that behaviour is held against.")
+    controls: int = Field(default=20, ge=0, le=200, description="Random edits of rank 1 beside the task's behaviour.")
     neutral_text: tuple[str | tuple[int, ...], ...] = Field(
         default=(), max_length=32, description="Texts that should not suffer; erased at every position."
     )
@@ -316,8 +316,8 @@ def _summary(
     cost = "" if neutral is None else f" Neutral text: {neutral.before:.3f} to {neutral.after:.3f} nats a token."
     return (
         f"At layer {best.layer} a linear probe is right on {best.before.mean:.1%} of held-out examples before erasure "
-        f"and on {best.after.mean:.1%} after (majority {majority:.1%}); the edit takes {best.size:.2%} of the variance there."
-        f"{lost}{cost} Only linear traces are erased; what other readers find is not known."
+        f"and on {best.after.mean:.1%} after (majority {majority:.1%}); the edit takes {best.size:.2%} of the variance "
+        f"there.{lost}{cost} Only linear traces are erased; what other readers find is not known."
     )
 
 

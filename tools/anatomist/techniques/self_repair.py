@@ -25,14 +25,24 @@ from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
 from ..causal.joint import JointCells, JointEffect, few_controls, joint_cells, joint_effect, joint_in_words
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed
 from ..causal.replacements import cross_fitted_means, deranged, resampled
-from ..causal.self_repair import Apart, Task, Written, apart, direct_changes
+from ..causal.self_repair import (
+    NEGLIGIBLE,
+    Apart,
+    Repair,
+    Task,
+    Written,
+    apart,
+    direct_changes,
+    numbers,
+    repair_of,
+)
 from ..causal.units import chosen_layers, chosen_units, unit_name
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Scatter
 from ..measures.statistics import Clusters
 from ..model.sites import Shape, Site, check_site
 from ..prompts.encoding import EncodedPrompts
-from ..result import Estimate, Frozen, Grid, Result, SelfTest
+from ..result import Estimate, Grid, Result, SelfTest
 from ..technique import Ablation, Context, Heads, Layers, OnPrompts, Positions
 
 if TYPE_CHECKING:
@@ -49,8 +59,6 @@ QUESTIONS = (
     "How much of self-repair is the final norm's doing?",
 )
 METRIC = "logit_diff"
-NEGLIGIBLE = 1e-3  # logits; a direct effect below this has nothing to repair
-HELPERS = 5
 FEW_REFERENCES = 8  # prompts; a mean over fewer is rough
 
 
@@ -70,30 +78,6 @@ class Arguments(OnPrompts):
         description="Components with the largest direct effect, taken apart one by one and ablated jointly.",
     )  # fmt: skip
     controls: int = Field(default=20, ge=0, le=1000, description="Random sets that the joint ablation is held against.")
-
-
-class Helper(Frozen):
-    """A component whose own direct effect changes when another one is ablated."""
-
-    name: str = Field(description="Head L10H7, or site.")
-    change: Estimate = Field(description="Change of its direct effect, norm frozen, in logits.")
-
-
-class Repair(Frozen):
-    """One ablation taken apart; all in logits."""
-
-    name: str = Field(description="What is ablated.")
-    direct: Estimate = Field(description="What its own change writes, norm frozen.")
-    frozen: Estimate = Field(description="Total effect with the final norm frozen at the intact run's scale.")
-    total: Estimate = Field(description="Total effect.")
-    by_components: Estimate = Field(description="frozen - direct: what later components add.")
-    by_norm: Estimate = Field(description="total - frozen: what the final norm's scale adds.")
-    repair: Estimate = Field(description="total - direct, both together.")
-    repaired: Estimate | None = Field(
-        description="Share of the direct effect that comes back, 1 - total / direct, of means; not clipped; absent "
-        "where the direct effect has 0 in its interval or is below .001 logits."
-    )
-    helpers: tuple[Helper, ...] = Field(description="Components that change most; together they are `by_components`.")
 
 
 class SelfRepairResult(Result):
@@ -159,20 +143,20 @@ def run(context: Context, arguments: Arguments) -> SelfRepairResult:
     setting = _setting(context, arguments)
     prompts, sites = setting.prompts, setting.sites
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
-    direct = _numbers(direct_changes(setting.task, sites, context.budget_bytes))  # [C, B]
+    direct = numbers(direct_changes(setting.task, sites, context.budget_bytes))  # [C, B]
     order = _largest(direct.mean(1), arguments.top)
     chosen = [sites[c] for c in order]
     joint = _joint(context, arguments, setting, chosen)
     result, cost = _sweep(context, arguments, setting, joint)
-    values, base = _numbers(result.values[0]), _numbers(result.base_values[0])
+    values, base = numbers(result.values[0]), numbers(result.base_values[0])
     total = values[: len(sites)] - base
     context.keep("direct", result.values.new_tensor(direct), axes=("component", "prompt"), unit="logits")
     context.keep("total", result.values.new_tensor(total), axes=("component", "prompt"), unit="logits")
     context.progress(0.9, 1, "taking the largest apart")
     sets = [[site] for site in chosen] + ([chosen] if len(chosen) > 1 else [])
     found = apart(setting.task, sets, context.budget_bytes)
-    largest = tuple(_repair(unit_name(sites[c]), direct[c], a, clusters) for c, a in zip(order, found, strict=False))
-    whole = _repair(", ".join(map(unit_name, chosen)), direct[order].sum(0), found[-1], clusters)
+    largest = tuple(repair_of(unit_name(sites[c]), direct[c], a, clusters) for c, a in zip(order, found, strict=False))
+    whole = repair_of(", ".join(map(unit_name, chosen)), direct[order].sum(0), found[-1], clusters)
     tests = _self_tests(context, found, total[order], direct[order], result)
     cells = setting.cells
     effect = (
@@ -285,25 +269,6 @@ def _controls_values(
     return dict(resampled(model, prompts, more, deranged(prompts, seed), budget).values)
 
 
-def _repair(name: str, direct: ndarray, found: Apart, clusters: Clusters) -> Repair:
-    def mean(values: ndarray) -> Estimate:
-        return clusters.means(values).estimate()
-
-    frozen, total = _numbers(found.frozen), _numbers(found.total)
-    changes = {other: _numbers(change) for other, change in found.others.items()}
-    order = sorted(changes, key=lambda other: -abs(changes[other].mean()))
-    sure = mean(direct)
-    in_doubt = sure.low is not None and sure.high is not None and sure.low <= 0 <= sure.high
-    share = None
-    if not in_doubt and abs(sure.mean) > NEGLIGIBLE:
-        share = clusters.ratios(direct - total, direct).estimate()
-    return Repair(
-        name=name, direct=sure, frozen=mean(frozen), total=mean(total), by_components=mean(frozen - direct),
-        by_norm=mean(total - frozen), repair=mean(total - direct), repaired=share,
-        helpers=tuple(Helper(name=o, change=mean(changes[o])) for o in order[:HELPERS] if changes[o].any()),
-    )  # fmt: skip
-
-
 def _self_tests(
     context: Context, found: Sequence[Apart], total: ndarray, direct: ndarray, result: SweepResult
 ) -> tuple[SelfTest, ...]:
@@ -314,10 +279,10 @@ def _self_tests(
     tolerance = max(1e-3, 10 * tolerance_of(model, result.values))
     tests = [("terms under the frozen norm against the model's own norm, rescaled", max(a.gap for a in found))]
     if model.weights.logit_softcap() is None:
-        gap = max(float(abs(_numbers(a.total) - t).max()) for a, t in zip(found, total, strict=False))
+        gap = max(float(abs(numbers(a.total) - t).max()) for a, t in zip(found, total, strict=False))
         tests.append(("total effects of the sweep against passes that read every component", gap))
     if model.weights.post_attention_norm(0) is None:
-        gap = max(float(abs(_numbers(a.own) - d).max()) for a, d in zip(found, direct, strict=False))
+        gap = max(float(abs(numbers(a.own) - d).max()) for a, d in zip(found, direct, strict=False))
         tests.append(("direct effects from what is written against those of the ablated run", gap))
     own = tuple(
         SelfTest(name=name, expected=0, found=gap, tolerance=tolerance, passed=gap <= tolerance) for name, gap in tests
@@ -328,10 +293,6 @@ def _self_tests(
 def _slope(direct: ndarray, total: ndarray) -> float | None:
     square = float((direct**2).sum())
     return float((direct * total).sum()) / square if square > NEGLIGIBLE**2 else None
-
-
-def _numbers(x: Tensor) -> ndarray:
-    return x.detach().double().cpu().numpy()
 
 
 def plot(result: SelfRepairResult) -> Figure:

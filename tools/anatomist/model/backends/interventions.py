@@ -127,7 +127,7 @@ def _value(x: Float[Tensor, "R P *feature"], edit: Edit) -> Float[Tensor, "*valu
 def _affine(
     x: Float[Tensor, "R P *feature"], value: Float[Tensor, "*value"], edit: Edit
 ) -> Float[Tensor, "k2 *feature"]:
-    """The value of an erasing edit, if it is an offset and as many reading as writing vectors of the feature's shape."""
+    """The value of an erasing edit, if it is an offset and as many reading as writing vectors."""
     if tuple(value.shape[1:]) != tuple(x.shape[2:]) or value.shape[0] < 3 or value.shape[0] % 2 == 0:
         raise BadArguments(
             f"the value of the edit '{edit}' has shape {list(value.shape)}; the shape must be [1 + 2 k, "
