@@ -256,5 +256,22 @@ def test_gradients_cost_a_few_passes_and_their_re_checks() -> None:
     assert passes(method="integrated", steps=5) == pytest.approx(22.5, abs=0.1)
 
 
+@pytest.mark.hand_worked
+def test_a_circuit_costs_its_gradients_and_a_pass_for_every_circuit_measured() -> None:
+    entry = Catalog().find("discover_circuit")
+
+    def passes(**given: object) -> float:
+        few = {"top": 1, "sample": 0, "controls": 5, "minimality": 6, "steps": 5}
+        arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", **few, **given})
+        told = cost_of_technique(entry.module, arguments, SMOL, Extent(8, 14), RATE)
+        return told.flops / f.forward_flops(SMOL, 8, 14, logits_per_row=1)
+
+    # 4 x 5 for gradients and 2 runs; 60 + 16 + 8 circuits, 1 re-checked, 2 x 5 controls, 6 parts out: 101 passes,
+    # each without the unembedding, which is worth 2% of a pass of 14 tokens
+    assert passes() == pytest.approx(22 + 101 * 0.98, rel=0.01)
+    assert passes(method="exact") == pytest.approx(2 + 400 * 0.98, rel=0.01)
+    assert passes(level="edges") > passes()
+
+
 def test_bytes_are_written_for_reading() -> None:
     assert [in_bytes(n) for n in (0, 999, 538_060_032, 2.5e12)] == ["0 B", "999 B", "538.1 MB", "2.5 TB"]

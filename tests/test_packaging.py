@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,32 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_there_is_one_version() -> None:
     assert PROJECT["project"]["version"] == anatomist.__version__ == importlib.metadata.version("anatomist")
+
+
+def test_every_manifest_says_the_same_version() -> None:
+    version = PROJECT["project"]["version"]
+    server = json.loads((ROOT / "server.json").read_text())
+    bundle = tomllib.loads((ROOT / "bundle" / "pyproject.toml").read_text())["project"]
+    said = {
+        "plugin": json.loads((ROOT / ".claude-plugin" / "plugin.json").read_text())["version"],
+        "server": server["version"],
+        "package": server["packages"][0]["version"],
+        "bundle": json.loads((ROOT / "bundle" / "manifest.json").read_text())["version"],
+        "bundle's project": bundle["version"],
+    }
+    assert set(said.values()) == {version}, said
+    assert bundle["dependencies"] == [f"anatomist=={version}"]
+    assert f'version: "{version}"' in (ROOT / "SKILL.md").read_text()
+
+
+def test_the_manifests_keep_to_the_limits_of_those_who_read_them() -> None:
+    server = json.loads((ROOT / "server.json").read_text())
+    assert len(server["description"]) <= 100
+    assert f"mcp-name: {server['name']}" in (ROOT / "README.md").read_text()
+    plugin = json.loads((ROOT / ".claude-plugin" / "plugin.json").read_text())
+    assert (ROOT / plugin["mcpServers"]).is_file()
+    assert "skills" not in plugin
+    assert not (ROOT / "skills").exists()
 
 
 def test_the_pair_that_fails_to_import_cannot_be_picked() -> None:

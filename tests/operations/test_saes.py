@@ -29,7 +29,7 @@ def test_a_dictionary_is_loaded_measured_listed_used_and_freed(host: Host) -> No
     assert isinstance(loaded, load_sae.LoadedSae)
     assert loaded.quality is not None
     assert loaded.quality.everywhere.l0 == pytest.approx(2, abs=0.1)  # the token, and the token before it
-    assert "Here, on 768 tokens" in loaded.summary
+    assert "Here, on 512 tokens" in loaded.summary
     listed = host.call("list_saes", {}).result
     assert isinstance(listed, list_saes.Saes)
     assert [(s.handle, s.model) for s in listed.loaded] == [("toy-induction-l0", "toy-induction")]

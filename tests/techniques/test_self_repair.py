@@ -126,11 +126,11 @@ def test_the_last_mlp_has_nothing_behind_it_but_the_norm(family: str) -> None:
     assert all(t.passed for t in found.self_tests), found.self_tests
 
 
-@pytest.mark.parametrize("site", ["head", "attn_out"])
-def test_the_parts_agree_with_the_arithmetic_written_out(site: str) -> None:
+@pytest.mark.parametrize(("site", "backend"), [("head", "local"), ("attn_out", "local"), ("head", "nnsight")])
+def test_the_parts_agree_with_the_arithmetic_written_out(site: str, backend: str) -> None:
     """One component of layer 1 zeroed at the last token: the final residuals of both runs, the norm and the unembedding
     by hand. Rules out a frozen norm that is recomputed, and helpers that do not add up."""
-    model, given = wrap_model(FAMILIES["llama"](), None, name="llama"), random_prompts()
+    model, given = wrap_model(FAMILIES["llama"](), None, name="llama", backend=backend), random_prompts()
     chosen: dict[str, Any] = {"heads": ("L1H2",)} if site == "head" else {"layers": (1,)}
     (found,) = repair(model, given, site=site, ablation="zero", **chosen).largest
     tokens = encode(given, model).clean

@@ -1,4 +1,4 @@
-"""The command line: `anatomist list | describe | run | models | doctor | view | lint | install`.
+"""The command line: `anatomist list | describe | run | models | doctor | view | lint | install | new`.
 
 `run` writes JSON to stdout and nothing else; progress and messages go to stderr. Exit status: 0 done, 1 refused or
 faulty (one line on stderr says why and what next), 2 not such a command, 130 interrupted (nothing is stored).
@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     scope.add_argument("--user", dest="scope", action="store_const", const="user", help="everywhere for this user")
     installing.add_argument("--undo", action="store_true", help="take out what was put in")
     installing.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    making = command("new", _new, "make a project from a template; without one, list the templates")
+    making.add_argument("template", nargs="?")
+    making.add_argument("folder", nargs="?", type=Path, help="new folder (default: the template's name)")
     return parser
 
 
@@ -177,6 +180,18 @@ def _install(options: argparse.Namespace) -> int:
     else:
         steps = install(options.client, scope, base, workspace=options.workspace, dry_run=options.dry_run)
     print(*(f"{'would ' if options.dry_run else ''}{step}" for step in steps), sep="\n")
+    return DONE
+
+
+def _new(options: argparse.Namespace) -> int:
+    from .scaffold import scaffold, templates
+
+    if options.template is None:
+        print(*(_line(question, name) for name, question in templates().items()), sep="\n")
+        return DONE
+    target = options.folder or Path(options.template)
+    files = scaffold(options.template, target)
+    print(f"{target}: {len(files)} files. Next: cd {target}, read README.md, python experiment.py")
     return DONE
 
 

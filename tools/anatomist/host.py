@@ -248,9 +248,12 @@ class Host(Desk):
         folder = self.trained.folder(name)
         if folder.exists() or name in self._models:
             raise BadArguments(f"there is a model {name!r} already; choose another name.")
+        from .model.quiet import quiet as silent  # transformers has progress bars of its own
+
         scratch = folder.with_name(f".{name}.{os.getpid()}")
         try:
-            write(scratch / name)
+            with silent():
+                write(scratch / name)
             (scratch / name).rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -315,7 +318,7 @@ class Host(Desk):
     def dictionary(self, arguments: Arguments, progress: Progress = quiet) -> Dictionary | None:
         """The SAE or transcoder that a call names, loaded and measured now if it is not."""
         name = getattr(arguments, "sae", None)
-        return None if name is None else self.named_dictionary(name, arguments.model, progress)
+        return self.named_dictionary(name, arguments.model, progress) if name else None
 
     def named_dictionary(self, name: str, model: str, progress: Progress = quiet) -> Dictionary:
         """A dictionary by handle, or by a name that load_sae accepts, for a model."""

@@ -44,12 +44,6 @@ def reference(name: str) -> tuple[str, str]:
     raise UnknownName.of("reference", name, known, "Call open_reference without a name to list them.")
 
 
-def templates() -> dict[str, Path]:
-    """Project scaffolds by name."""
-    base = folder() / "templates"
-    return {p.name: p for p in sorted(base.iterdir()) if p.is_dir()} if base.is_dir() else {}
-
-
 def headline(text: str) -> str:
     """The first line of prose or the title of a text, without its mark-up; front matter is skipped."""
     lines = text.splitlines()

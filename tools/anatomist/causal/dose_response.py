@@ -38,7 +38,8 @@ class SteeredAt(Frozen):
     cosine: float = Field(description="Mean cosine between the direction and the activations it is added to.")
     doses: tuple[Dose, ...] = Field(description="From the weakest on.")
     p: float | None = Field(
-        description="Largest change over the strengths against the largest of each random direction over them."
+        description="Against the random directions, corrected for the strengths: each strength's change is divided by "
+        "what any direction does at it, and the largest counts."
     )
 
 
@@ -60,6 +61,20 @@ def dose(
         loss_added=added[0],
         loss_added_random=average(added[1:]) if added[1:] else None,
     )
+
+
+def corrected_p(own: ndarray, random: ndarray) -> float:
+    """p of the largest change over S strengths, [S] against [S, B], each strength in its own unit.
+
+    The unit is the root mean square over all B + 1 directions, so that the strength at which every direction breaks the
+    model does not decide alone, and the directions stay exchangeable.
+    """
+    import numpy as np
+
+    both = np.concatenate([own[:, None], random], axis=1)
+    unit = np.sqrt((both**2).mean(1, keepdims=True))
+    largest = abs(both / np.where(unit > 0, unit, 1.0)).max(0)
+    return control_p(float(largest[0]), largest[1:].tolist())
 
 
 def response(

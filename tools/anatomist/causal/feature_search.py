@@ -144,7 +144,8 @@ def _raw_p(values: ndarray, labels: ndarray, groups: Sequence[str]) -> ndarray:
         gaps = values[[a for a, _ in pairs]] - values[[b for _, b in pairs]]
         p = np.ones(values.shape[1])
         moved = np.flatnonzero((gaps != 0).any(0))
-        p[moved] = wilcoxon(gaps[:, moved], axis=0, method="asymptotic").pvalue
+        tested = wilcoxon(gaps[:, moved], axis=0, method="asymptotic")
+        p[moved] = getattr(tested, "pvalue")  # noqa: B009  # the stubs name no field of scipy's result
     return np.clip(np.nan_to_num(np.asarray(p, dtype=float), nan=1.0), 0.0, 1.0)
 
 

@@ -24,7 +24,7 @@ from .protocol import Dictionary, DictionaryInfo
 from .quality import Quality, measure_quality
 from .sources import find, is_folder, shipped
 
-MEASURED_TOKENS, MEASURED_WIDTH = 768, 128
+MEASURED_TOKENS, MEASURED_WIDTH = 512, 128
 Progress = Callable[[float, float, str], None]
 
 

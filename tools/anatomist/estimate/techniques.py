@@ -64,6 +64,8 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
         return circuit_cost(given, sizes, on, rate)
     if "sample" in given and "top" in given:
         return gradient_cost(given, sizes, on, rate)
+    if {"dimension", "subspace"} <= given.keys():
+        return search_cost(given, sizes, on, rate)
     if {"queries", "sources"} <= given.keys():
         return sweep_cost(knockout_cells(given, sizes, on), sizes, on, rate)
     if "receivers" in given:
@@ -150,6 +152,26 @@ def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     flops = f.attribution_flops(s, on.rows, on.width, 1) + checks.flops
     basis = f"a forward and a backward pass over {on.prompts}, then {n:.0f} sets of features taken away"
     return cost(parts, flops, 6, s, rate, basis, rows=on.rows, budget=on.budget)
+
+
+def search_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Steps of gradient descent for every place and seed (one more in an untrained model), then the controls."""
+    places = max(len(_names(given.get("layers"))), len(_names(given.get("heads"))), 1)
+    places *= max(len(_names(given.get("positions"))), 1)
+    seeds = _number(given, "seeds", 1)
+    searches = 0 if given.get("subspace") is not None else places * (seeds + bool(given.get("random_model")))
+    steps, batch = searches * _number(given, "steps", 1), _number(given, "batch", 1)
+    ways = 2 if given.get("direction") == "both" else 1
+    judged = places * ways * (4 * seeds + _number(given, "controls", 0) + 4)
+    saved = batch * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
+    parts = [
+        Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
+        *_passing(s, on),
+    ]
+    a_pass = f.forward_flops(s, on.rows, on.width, logits_per_row=1)
+    flops = 3 * steps * f.forward_flops(s, batch, on.width, logits_per_row=1) + judged * a_pass
+    basis = f"{steps} steps of {batch} interchanges, then {judged} passes over {on.prompts}"
+    return cost(parts, flops, 3 * steps + judged, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
 def reading_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:

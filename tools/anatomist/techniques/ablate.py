@@ -48,7 +48,7 @@ from ..model.sites import Shape, Site, check_site
 from ..model.sweep_plan import Cell
 from ..prompts.encoding import EncodedPrompts
 from ..result import Result, SelfTest
-from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions, SaeArgument
+from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,7 @@ QUESTIONS = (
     "Which single heads or layers is the behaviour most hurt without?",
 )
 PartSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v"]
+AblateSite = Literal["head", "attn_out", "mlp_out", "neuron", "q", "k", "v", "feature"]
 FEW_REFERENCES = 8  # prompts; a mean over fewer is rough
 MOST_CELLS = 20_000
 
@@ -70,24 +71,24 @@ MOST_CELLS = 20_000
 class Arguments(OnPrompts):
     """Arguments of ablate."""
 
-    site: PartSite | Literal["feature"] = Field(default="head", description="Kind of part that is ablated.")
+    site: AblateSite = Field(default="head", description="Kind of part that is ablated.")
     layers: Layers = None
     heads: Heads = Field(
         default=None,
-        description="Heads L23H3 (k, v: L23KV1; neurons: L23N17; features: L15F12); all of `layers` if absent.",
+        description="Heads L23H3 (k, v: L23KV1; neurons: L23N17; features: L9F12); all of `layers` if absent.",
     )
-    sae: SaeArgument | None = Field(default=None, description="Dictionary whose features are meant by site 'feature'.")
+    sae: str = Field(default="", description="SAE, for site 'feature'.")
     positions: Positions = Field(
-        default="all", description="Where: 'all', or integers, 'last', roles, token texts, ablated together."
+        default="all", description="Where: 'all', integers, 'last', roles, token texts."
     )
     ablation: Ablation = "mean"
     metric: Metric = "logit_diff"
     more_metrics: tuple[Metric, ...] = Field(default=(), description="Further metrics from the same pass.")
     together: bool | None = Field(
         default=None,
-        description="Also ablate the whole choice jointly, against random sets; absent: if heads or layers are named.",
+        description="Also the whole choice jointly, beside random sets; absent: if parts are named.",
     )
-    controls: int = Field(default=20, ge=0, le=1000, description="Random sets that the joint ablation is held against.")
+    controls: int = Field(default=20, ge=0, le=1000, description="Random sets beside the joint ablation.")
     neutral_text: tuple[str, ...] = Field(
         default=(), max_length=32, description="Texts on which the joint ablation should cost little; gives their loss."
     )
@@ -172,8 +173,8 @@ def features_of(context: Context, arguments: Arguments, prompts: EncodedPrompts)
     positions = None if arguments.positions == "all" else together(prompts.columns(arguments.positions))
     parts = feature_parts(
         context.model, chosen_dictionary(context.dictionary), prompts, arguments.heads, positions,
-        ablation=arguments.ablation, together=arguments.together is not False, controls=arguments.controls, seed=arguments.seed,
-        budget_bytes=context.budget_bytes,
+        ablation=arguments.ablation, together=arguments.together is not False, controls=arguments.controls,
+        seed=arguments.seed, budget_bytes=context.budget_bytes,
     )  # fmt: skip
     return Chosen(parts.singles, parts.together, parts.values, parts.names)
 

@@ -1,8 +1,8 @@
 """Distributed alignment search: a subspace of one place whose interchange between two runs changes the answer.
 
 Idea: a variable need not sit in single neurons or whole layers. Learn an orthonormal basis of k directions at a place
-so that putting the source run's part along them into the base run gives the answer that the source would have; the rest of
-the place keeps the base run's value. Judged on prompts that were not learned from, beside random subspaces, an
+so that putting the source run's part along them into the base run gives the answer that the source would have; the rest
+of the place keeps the base run's value. Judged on prompts that were not learned from, beside random subspaces, an
 untrained model put through the same search, the whole place as ceiling, and the same subspace cut down to what the rest
 of the model can read. With a subspace given nothing is learned: a subspace interchange.
 

@@ -111,7 +111,9 @@ class EncodeSaeResult(Result):
         description="Share of the variance explained over these tokens, massive-norm ones left out; absent below two."
     )
     massive: tuple[str, ...] = Field(description="Tokens whose norm is over 5 times the median (at most 8 listed).")
-    features: tuple[FeatureRow, ...] = Field(description="Features, those that carry most norm first.")
+    features: tuple[FeatureRow, ...] = Field(
+        description="Features, those that carry most norm first; massive-norm tokens left out."
+    )
     tokens: tuple[TokenFeatures, ...] = Field(description="Tokens of the first prompt, at most 64.")
     active_features: int = Field(description="Different features active anywhere on these tokens.")
     self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model and these prompts.")
@@ -139,12 +141,13 @@ def run(context: Context, arguments: Arguments) -> EncodeSaeResult:
     looked = _looked(model, dictionary, prompts, arguments, context)
     encoded = looked.encoded
     wanted = None if arguments.features is None else parse_features(arguments.features, dictionary)
-    rows = _rows(model, dictionary, looked, wanted, arguments)
+    massive = encoded.norm > MASSIVE**2 * np.median(encoded.norm)
+    ordinary = looked if massive[looked.chosen].all() else looked._replace(chosen=looked.chosen & ~massive)
+    rows = _rows(model, dictionary, ordinary, wanted, arguments)
     relative = np.sqrt(encoded.error / np.maximum(encoded.norm, 1e-30))
     per_token = np.bincount(encoded.token, minlength=encoded.n_tokens)
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
     tests = (spliced(model, dictionary, prompts.clean),)
-    massive = encoded.norm > MASSIVE**2 * np.median(encoded.norm)
     for name, array, unit in (
         ("token", encoded.token, "index of the token"), ("feature", encoded.feature, "index of the feature"),
         ("value", encoded.value, "activation"),
@@ -351,7 +354,7 @@ def _beware(massive: ndarray, looked: Looked) -> tuple[str, ...]:
     share = float(looked.encoded.norm[massive].sum() / looked.encoded.norm[looked.chosen].sum())
     return (
         f"{n} tokens have a norm over {MASSIVE:g} times the median and hold {share:.0%} of the squared norm (often the "
-        "first token of a row): features there say little of the text.",
+        "first token of a row): what is active there says little of the text, and the list of features leaves it out.",
     )
 
 

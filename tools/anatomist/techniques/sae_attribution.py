@@ -241,8 +241,8 @@ def _error_warning(error: ErrorEffect, base: Estimate) -> tuple[str, ...]:
     if abs(error.exact.mean) < 0.1 * abs(base.mean):
         return ()
     return (
-        f"Taking the dictionary's error away changes the metric by {error.exact.mean:+.3g} (untouched {base.mean:.3g}): "
-        "part of the behaviour goes through what no feature here explains.",
+        f"Taking the dictionary's error away changes the metric by {error.exact.mean:+.3g} (untouched "
+        f"{base.mean:.3g}): part of the behaviour goes through what no feature here explains.",
     )
 
 

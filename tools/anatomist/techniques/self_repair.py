@@ -336,12 +336,12 @@ def _summary(
 ) -> str:  # fmt: skip
     each = "; ".join(
         f"{r.name} direct {r.direct.mean:+.3g}, total {r.total.mean:+.3g}"
-        + (f" ({r.repaired.mean:.0%} repaired)" if r.repaired else "")
+        + _share(r)
         for r in largest[:4]
     )
     line = "" if slope is None else f" Over all {n} the total effect is {slope:.2f} of the direct one."
     parts = largest[0]
-    split = (
+    split = "" if abs(parts.repair.mean) < NEGLIGIBLE else (
         f" Of {parts.name}'s repair of {parts.repair.mean:+.3g}, later components give {parts.by_components.mean:+.3g} "
         f"and the final norm {parts.by_norm.mean:+.3g}."
     )
@@ -351,6 +351,16 @@ def _summary(
         f"{arguments.ablation} ablation, largest direct effects: {each}.{line}{split}{several}{random} A single "
         "ablation understates a component that others back up; repair does not show that they were meant to."
     )
+
+
+def _share(one: Repair) -> str:
+    """How much comes back; later parts can also lose more."""
+    if one.repaired is None:
+        return ""
+    share = one.repaired.mean
+    if abs(one.repair.mean) < NEGLIGIBLE:
+        return " (nothing repaired)"
+    return f" ({share:.0%} repaired)" if share > 0 else f" ({-share:.0%} more lost on the way)"
 
 
 def _warnings(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ..causal.directions import DirectionRef, Vector, dictionary_named, direction_of, like
-from ..causal.dose_response import SteeredAt, average, dose, loss_response, response
+from ..causal.dose_response import SteeredAt, corrected_p, dose, loss_response, response
 from ..causal.measured import encoded, failed
 from ..causal.neutral import neutral_tokens
 from ..causal.steered_text import Push, Sample, samples, with_instruction
@@ -38,7 +38,7 @@ from ..causal.vocabulary import token_choice
 from ..errors import BadArguments, BadPrompts
 from ..figures import Figure, Lines
 from ..measures.metrics import NEEDS, UNITS, Metric, MetricName, metric_for
-from ..measures.statistics import Clusters, control_p
+from ..measures.statistics import Clusters
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, Part, encode
 from ..prompts.prompt_set import PromptSet
@@ -252,14 +252,12 @@ def _at(
               [loss.mean - before.mean for loss in added[i * (1 + len(few)) : (i + 1) * (1 + len(few))]])
         for i in range(len(sizes))
     )  # fmt: skip
-    means = abs(changes.mean(-1))
-    largest = means[:, 2 + len(others) :].max(0) if len(drawn) else None
     return SteeredAt(
         where=lever.where,
         median_norm=lever.median_norm,
         cosine=lever.cosine(unit),
         doses=doses,
-        p=None if largest is None else control_p(float(means[:, 0].max()), largest.tolist()),
+        p=corrected_p(changes[:, 0].mean(-1), changes[:, 2 + len(others) :].mean(-1)) if drawn else None,
     )
 
 
@@ -307,7 +305,10 @@ def _pushes(
 def _summary(result: SteerResult) -> str:
     best = max(result.places, key=lambda p: max(abs(d.change.mean) for d in p.doses))
     dose = max(best.doses, key=lambda d: abs(d.change.mean))
-    random = f", random directions {average(dose.random):+.3g} on average, p = {best.p:.3g}" if dose.random else ""
+    random = ""
+    if dose.random:
+        span = f"{min(dose.random):+.3g} to {max(dose.random):+.3g}"
+        random = f", random directions {span}, p = {dose.p:.3g}; over all strengths there p = {best.p:.3g}"
     told = "" if result.instruction is None else f" The instruction: {result.instruction.mean:+.3g}."
     return (
         f"{result.metric} is {result.base} unsteered. Largest change, at {best.where} and strength {dose.strength:g}: "

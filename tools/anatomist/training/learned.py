@@ -26,10 +26,11 @@ class InductionLearned(Frozen):
     over_training: Grid = Field(description="Highest score of each kind in its layer, at every checkpoint.")
 
     def words(self) -> str:
+        under = "never under .1" if self.under is None else f"under .1 from step {self.under}"
         return (
-            f"Loss {self.loss:.3g} nats on later copies ({self.first_copy:.2f} on the first; under .1 from step "
-            f"{self.under}). Previous-token heads in layer 0: {_listed(self.previous_token)}; induction heads in layer "
-            f"1: {_listed(self.induction)}. Attention is not use: ablate a head, and several together, for they stand "
+            f"Loss {self.loss:.3g} nats on later copies ({under}; {self.first_copy:.2f} on the first). Previous-token "
+            f"heads in layer 0: {_listed(self.previous_token)}; induction heads in layer 1: {_listed(self.induction)}. "
+            "Attention is not use: ablate a head, and several together, for they stand "
             "in for each other."
         )
 
@@ -79,10 +80,11 @@ class AdditionLearned(Frozen):
 
     def words(self) -> str:
         keys = ", ".join(map(str, self.key_frequencies))
+        since = "It has not generalised" if self.generalised is None else f"It generalises from step {self.generalised}"
         return (
-            f"It generalises from step {self.generalised} (accuracy {self.accuracy:.3f} on other pairs). Key "
-            f"frequencies {keys} carry {self.key_share:.1%} of the logits' variance. Loss: {self.full_loss:.2g} nats "
-            f"over all pairs, {self.restricted_loss:.2g} with the key waves alone; on trained pairs "
+            f"{since} (accuracy {self.accuracy:.3f} on other pairs). Key frequencies {keys} carry {self.key_share:.1%} of "
+            f"the logits' variance. Loss: {self.full_loss:.2g} nats over all pairs, {self.restricted_loss:.2g} with the "
+            "key waves alone; on trained pairs "
             f"{self.train_loss:.2g}, without the key waves {self.excluded_loss:.2g}, without as many random ones at "
             f"most {self.random_loss:.2g}. Removing waves from the logits shows that the answer is made of them, not "
             "how the weights make them."

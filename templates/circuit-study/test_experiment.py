@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from anatomist.host import Host
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiment import study
 
@@ -12,7 +14,7 @@ def test_the_study_finds_the_known_circuit(tmp_path: Path) -> None:
         "model": "toy-induction", "task": "induction", "prompts": 32, "positions": [], "heads": 5, "controls": 39,
         "seed": 0,
     }  # fmt: skip
-    result = study(config, tmp_path)
+    result = study(Host(tmp_path), config)
     assert sorted(result["found"]["heads"]) == ["L0H1", "L1H2"]
     assert result["tested"]["mean"]["fraction_lost"] > 0.5
     assert result["tested"]["mean"]["run"].startswith("r-")
