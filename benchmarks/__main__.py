@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-SECTIONS = ("sweeps", "memory", "reading", "server")
+SECTIONS = ("sweeps", "memory", "reading", "dictionaries", "server")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,6 +79,13 @@ def measure(folder: Path, sections: Sequence[str], full: bool, say: Callable[[st
             found["reading"] = reading.measured(ways, anatomy.sizes.d_vocab)
         del ways, ours, bare, anatomy
         gc.collect()
+    if "dictionaries" in sections:
+        from anatomist.model.loading import load_model
+
+        from . import dictionaries
+
+        say("dictionaries: encoding and training")
+        found["dictionaries"] = dictionaries.measured(load_model(str(folder), check_parity=False))
     if "memory" in sections:
         found["memory"] = []
         for case in memory.CASES:

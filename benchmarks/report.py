@@ -54,7 +54,10 @@ def into_readme(text: str) -> None:
 def text_of(found: Found) -> str:
     """Every section that was run, as Markdown."""
     parts = [_head(found)]
-    sections = (("sweeps", _sweeps), ("memory", _memory), ("reading", _reading), ("server", _server))
+    sections = (
+        ("sweeps", _sweeps), ("memory", _memory), ("reading", _reading), ("dictionaries", _dictionaries),
+        ("server", _server),
+    )  # fmt: skip
     parts += [section(found[name]) for name, section in sections if found.get(name)]
     return "\n\n".join(parts)
 
@@ -108,6 +111,14 @@ def _reading(rows: Sequence[Found]) -> str:
         (row["case"], row["way"], f"{row['tokens_per_second']:.0f}", f"{row['max_difference']:.1e}") for row in rows
     ]
     return "### Reading activations\n\n" + table(("what", "way", "tokens a second", "difference"), lines)
+
+
+def _dictionaries(rows: Sequence[Found]) -> str:
+    lines = [
+        (row["what"], f"{row['seconds']:.2f}", row["against"], f"{row['their_seconds']:.2f}", f"{row['ratio']:.2f}", row["n"])
+        for row in rows
+    ]  # fmt: skip
+    return "### Dictionaries\n\n" + table(("what", "seconds", "against", "its seconds", "ratio", "n"), lines)
 
 
 def _server(rows: Sequence[Found]) -> str:

@@ -89,7 +89,7 @@ def test_provenance_names_model_hash_prompts_machine_and_estimate(host: Host, co
     hashes = [note["prompts"]["sha256"] for note in notes]  # type: ignore[index, call-overload]
     assert hashes[0] == hashes[1] != hashes[2]
     for note in notes:
-        assert {"about", "started", "model", "prompts", "estimate", "machine", "git"} == note.keys()
+        assert {"about", "started", "model", "prompts", "text", "estimate", "machine", "git"} == note.keys()
     model = notes[0]["model"]
     assert isinstance(model, dict)
     assert len(model["weights_hash"]) >= 16

@@ -18,8 +18,9 @@ NAMES = (
 )  # fmt: skip
 QUICK = "circuit-study"
 WANTED = {
-    "README.md", "AGENTS.md", "CLAUDE.md", "pyproject.toml", ".gitignore", "config.toml", "experiment.py", "journal.py",
-    "notebook.ipynb", "report.md", ".copier-answers.yml", "notes/log.md", "tests/test_experiment.py", "results/.gitkeep",
+    "README.md", "AGENTS.md", "CLAUDE.md", "pyproject.toml", ".gitignore", "config.toml", "experiment.py",
+    "journal.py", "notebook.ipynb", "report.md", ".copier-answers.yml", "notes/log.md", "tests/test_experiment.py",
+    "results/.gitkeep",
 }  # fmt: skip
 
 

@@ -178,11 +178,11 @@ def test_the_script_runs_from_top_to_bottom_and_finds_every_stored_number(
     finding = claimed(host, investigation, hypothesis, run, TRUE_HEADS)
     validated(host, investigation, finding, checks=["baseline", "causal", "held_out"])
     made = exported(host, investigation)
-    assert made.runs == 5
+    assert made.runs == 6
     elsewhere = Path(made.folder).rename(tmp_path.parent / f"{tmp_path.name}-sent")
     done = executed(str(elsewhere / "investigation.py"), elsewhere)
     assert done.returncode == 0, done.stderr[-1500:]
-    assert done.stdout.strip().endswith("all 5 runs gave the stored numbers")
+    assert done.stdout.strip().endswith("all 6 runs gave the stored numbers")
 
 
 @pytest.mark.negative_control
@@ -206,6 +206,20 @@ def test_the_notebook_holds_the_same_code_as_the_script(host: Host, investigatio
     assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
     code = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
     assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(Path(made.script).read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.positive_control
+def test_the_notebook_runs_in_jupyter_and_finds_every_stored_number(host: Host, investigation: str) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    ablated(host, investigation, prompts(host), TRUE_HEADS, controls=0)
+    made = exported(host, investigation)
+    book = nbformat.read(made.notebook, as_version=4)
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": made.folder}}).execute()
+    said = "".join(o.get("text", "") for cell in book.cells for o in cell.get("outputs", []))
+    assert "all 1 runs gave the stored numbers" in said
 
 
 @pytest.mark.bad_input

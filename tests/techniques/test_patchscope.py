@@ -115,14 +115,14 @@ def test_random_activations_and_the_target_alone_do_not_give_the_answer(toy: Mod
 def test_random_activations_have_the_norm_of_those_they_stand_for() -> None:
     residuals = torch.randn(2, 3, 16) * torch.tensor([1.0, 100.0])[:, None, None]
     drawn = same_norm(residuals, 0)
-    assert drawn.norm(dim=-1).tolist() == pytest.approx(residuals.norm(dim=-1).tolist(), rel=1e-5)
+    assert drawn.norm(dim=-1).flatten().tolist() == pytest.approx(residuals.norm(dim=-1).flatten().tolist(), rel=1e-5)
     assert (drawn != same_norm(residuals, 1)).all()
 
 
 @pytest.mark.bad_input
 def test_what_cannot_be_patched_is_refused(toy: Model) -> None:
     with pytest.raises(BadPrompts, match="Give a `target` that this model reads"):
-        patchscope.run(Context(toy, prompts=inline_set(PROMPTS)), Arguments.model_validate({"model": "m", "prompts": PROMPTS}))
+        look(toy, target=patchscope.IDENTITY)
     with pytest.raises(BadPosition, match="position 9 is outside"):
         look(toy, target_position=9)
     with pytest.raises(BadSite, match="layer 2 does not exist"):
@@ -133,12 +133,16 @@ def test_what_cannot_be_patched_is_refused(toy: Model) -> None:
         look(toy, layers=[0, 0])
 
 
+@pytest.mark.slow
 def test_smollm2_holds_its_next_token_in_late_layers(smollm2: Model) -> None:
-    prompts = [{"clean": text} for text in ("The capital of France is", "Two plus two equals", "The opposite of hot is")]
-    result = look(smollm2, prompts, target=patchscope.IDENTITY, layers=[3, 20, 29], controls=1)
-    shares = result.precision.column(PATCH) or ()
-    assert shares[2] == 1.0
+    # Eight prompts gave .38 at layer 3, 1.0 at layer 26 where the logit lens gave .25, and 1.0 at the last layer.
+    texts = ("The capital of France is", "Two plus two equals", "The opposite of hot is")
+    prompts = [{"clean": text} for text in texts]
+    result = look(smollm2, prompts, target=patchscope.IDENTITY, layers=[3, 26, 29], controls=1)
+    shares, by_lens = result.precision.column(PATCH) or (), result.precision.column(LENS) or ()
+    assert shares[1:] == (1.0, 1.0)
     assert (shares[0] or 0.0) < 1.0
+    assert (by_lens[1] or 0.0) < 1.0
     assert all(t.passed for t in result.self_tests)
 
 

@@ -177,6 +177,7 @@ def test_a_decoy_head_writes_nothing_that_is_unembedded() -> None:
     found = look(induction(), units=("L0H0", "L1H2"))
     assert sides(found)["writes"].sd == 0
     assert sides(found, 1)["writes"].sd > 0
+    assert "L0H0 raises nothing and lowers nothing" in found.summary
 
 
 def test_the_baseline_is_per_norm_and_does_not_depend_on_the_length_of_a_direction() -> None:

@@ -56,7 +56,7 @@ Bos = Annotated[
 ]
 Split = Annotated[
     Literal["discovery", "held_out", "kept_back"],
-    Field(description="Part of a generated set; kept_back: held-out prompts of the template discovery never used."),
+    Field(description="Part of a generated set; kept_back: held out, of a template discovery never used."),
 ]
 
 

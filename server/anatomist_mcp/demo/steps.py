@@ -22,6 +22,7 @@ from anatomist.techniques.ablate import AblationResult
 from anatomist.techniques.attention_patterns import AttentionPatternsResult
 from anatomist.techniques.check_prompts import PromptCheck
 from anatomist.techniques.direct_logit_attribution import DirectLogitAttributionResult
+from anatomist.techniques.encode_sae import EncodeSaeResult
 from anatomist.techniques.logit_lens import LogitLensResult
 from anatomist.techniques.patch_activations import PatchingResult
 
@@ -29,6 +30,7 @@ from .console import Caller
 
 MODEL = "smollm2-135m"
 TASK = "ioi"
+DICTIONARY = "smollm2-135m-l15"  # the sparse autoencoder that ships with the package
 QUESTION = "Which attention heads does SmolLM2-135M need to name the indirect object?"
 HEADS = 5
 CONTROLS = 39  # random sets: the smallest p is 1 / 40
@@ -80,6 +82,9 @@ async def _look(caller: Caller, prompts: PromptsMade, on: dict[str, object]) -> 
     await call("patch_activations", {**on, "positions": ROLES}, PatchingResult)
     first = cast(dict[str, object], prompts.examples[0].model_dump(mode="json"))
     await call("patch_activations", {**on, "prompts": [first]}, PatchingResult)
+    features = {**on, "sae": DICTIONARY, "prompts": [first]}
+    del features["response_format"]
+    await call("run_technique", {"name": "encode_sae", "arguments": features}, EncodeSaeResult)
     # Where the answer is read: what a head writes elsewhere is another question.
     return await call(
         "patch_activations", {**on, "site": "head", "direction": "noising", "positions": ["END"]}, PatchingResult

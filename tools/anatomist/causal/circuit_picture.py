@@ -36,10 +36,10 @@ def curve_panel(curves: Sequence[Curve]) -> Lines:
     )
 
 
-def circuit_panel(members: Sequence[tuple[str, float]], unit: str) -> Graph | Heatmap:
+def circuit_panel(members: Sequence[tuple[str, float]], of: int, unit: str) -> Graph | Heatmap:
     """The circuit's parts with their contributions: edges as a graph, nodes in a layer by head grid."""
     if any("->" in name for name, _ in members):
-        return _graph(members[:DRAWN], len(members), unit)
+        return _graph(members[:DRAWN], of, unit)
     return _nodes(members, unit)
 
 
@@ -49,8 +49,9 @@ def _graph(members: Sequence[tuple[str, float]], of: int, unit: str) -> Graph:
     names = sorted({name for pair in joined for name in pair}, key=lambda n: (_level(n), n))
     number = {name: i for i, name in enumerate(names)}
     shown = "" if len(members) == of else f", the largest {len(members)} of {of}"
+    shared = "; a KV feeds the heads of its group" if any("KV" in receiver for _, receiver in ends) else ""
     return Graph(
-        title=f"the circuit's edges{shown}",
+        title=f"the circuit's edges{shown}{shared}",
         value_title=f"contribution ({unit})",
         nodes=tuple(names),
         levels=tuple(_level(name) for name in names),

@@ -70,7 +70,7 @@ def synthetic_row(world: World, recipe: Recipe, progress: Progress | None = None
         others = [torch.randn(recipe.d_dict, world.width) for _ in range(RANDOM)]
     order = Shuffled(InMemory(x), np.arange(SAMPLES), batch=recipe.batch, seed=recipe.seed, device="cpu")
     with torch.no_grad():
-        sae = for_inference(_trained(train, recipe, order, progress))
+        sae = for_inference(train(recipe, order, progress=progress).sae)
         features = truth.feature_vectors.detach()
         f = sae.encode(judged)
         left = (judged - sae.decode(f)).square().sum()
@@ -109,10 +109,3 @@ def verdict(rows: tuple[SyntheticRow, ...]) -> str:
     if gained < 0.8:
         return f"BAD: the true features are not found ({gained:.0%} of the way from random to exact). {told}.{trap}{why}"
     return f"PARTLY: most but not all true features are found on every seed. {told}.{trap}{why}"
-
-
-def _trained(train, recipe: Recipe, order, progress: Progress | None):  # noqa: ANN001, ANN202
-    import torch
-
-    with torch.enable_grad():
-        return train(recipe, order, progress=progress).sae

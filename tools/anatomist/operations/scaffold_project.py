@@ -1,7 +1,7 @@
 """Make a project folder from a template: config, experiment, notebook, test, log, report. Never overwrites a file.
 
-Comes back: the files. The experiment runs on SmolLM2 in minutes and its test in seconds. For a single question without a
-project, call the techniques instead.
+Comes back: the files. The experiment runs on SmolLM2 in minutes and its test in seconds. For a single question without
+a project, call the techniques instead.
 """
 
 from __future__ import annotations

@@ -71,13 +71,13 @@ MOST_CELLS = 20_000
 class Arguments(OnPrompts):
     """Arguments of ablate."""
 
-    site: AblateSite = Field(default="head", description="Kind of part that is ablated.")
+    site: AblateSite = Field(default="head", description="Kind of part.")
     layers: Layers = None
     heads: Heads = Field(
         default=None,
         description="Heads L23H3 (k, v: L23KV1; neurons: L23N17; features: L9F12); all of `layers` if absent.",
     )
-    sae: str = Field(default="", description="SAE, for site 'feature'.")
+    sae: str = Field(default="", description="SAE of site 'feature'.")
     positions: Positions = Field(
         default="all", description="Where: 'all', integers, 'last', roles, token texts."
     )

@@ -319,7 +319,7 @@ def plot(result: CircuitResult) -> Figure:
         caption=f"Scored by {result.made} on {result.discovery_prompts} prompts; f on {result.held_out_prompts} "
         f"held-out prompts, outside: {result.ablation}; {result.metric} {result.whole.model} whole, "
         f"{result.whole.empty} empty. f is not clipped.",
-        panels=(curve_panel(result.curves), circuit_panel(members, result.unit), rivals_panel(result.verdict)),
+        panels=(curve_panel(result.curves), circuit_panel(members, result.size, result.unit), rivals_panel(result.verdict)),
     )
 
 

@@ -331,15 +331,16 @@ def _summary(
         sides = {s.side: s for s in reversed(unit.sides)}  # of a head's directions the first
         write, read = sides["writes"], sides["reads"]
         parts.append(
-            f"{unit.unit} raises {_named_tokens(write.highest)} and lowers {_named_tokens(write.lowest)} (kurtosis "
+            f"{unit.unit} raises {_named_tokens(write.highest)} and lowers {_named_tokens(write.lowest, -1)} (kurtosis "
             f"{write.kurtosis:.1f}, skew {write.skew:.1f}); it reads most from {_named_tokens(read.highest)}"
             + (f", its gate opens for {_named_tokens(sides['gate'].highest)}" if "gate" in sides else "")
         )
     return ". ".join(parts) + ". By the weights alone: not when the unit is active, and only its direct path."
 
 
-def _named_tokens(end: Sequence[TokenValue]) -> str:
-    return ", ".join(repr(t.token) for t in end[:3])
+def _named_tokens(end: Sequence[TokenValue], sign: int = 1) -> str:
+    """The first three of an end that lie on its side of 0."""
+    return ", ".join(repr(t.token) for t in end[:3] if sign * t.value > 0) or "nothing"
 
 
 def _warnings(model: Model, chosen: Sequence[Site]) -> tuple[str, ...]:

@@ -82,9 +82,9 @@ class AdditionLearned(Frozen):
         keys = ", ".join(map(str, self.key_frequencies))
         since = "It has not generalised" if self.generalised is None else f"It generalises from step {self.generalised}"
         return (
-            f"{since} (accuracy {self.accuracy:.3f} on other pairs). Key frequencies {keys} carry {self.key_share:.1%} of "
-            f"the logits' variance. Loss: {self.full_loss:.2g} nats over all pairs, {self.restricted_loss:.2g} with the "
-            "key waves alone; on trained pairs "
+            f"{since} (accuracy {self.accuracy:.3f} on other pairs). Key frequencies {keys} carry "
+            f"{self.key_share:.1%} of the logits' variance. Loss: {self.full_loss:.2g} nats over all pairs, "
+            f"{self.restricted_loss:.2g} with the key waves alone; on trained pairs "
             f"{self.train_loss:.2g}, without the key waves {self.excluded_loss:.2g}, without as many random ones at "
             f"most {self.random_loss:.2g}. Removing waves from the logits shows that the answer is made of them, not "
             "how the weights make them."

@@ -104,7 +104,9 @@ def train(
         NotFinite: the loss became NaN. CorruptFile: a damaged checkpoint.
         Cancelled: from `progress`; what was trained is kept.
     """
-    with quiet(), warnings.catch_warnings():
+    import torch
+
+    with quiet(), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # SAELens warns of defaults that are chosen here
         trainer = _trainer(recipe, batches)
         told = _Told(recipe.steps, max(1, min(25, recipe.steps // 20)), progress, log)
