@@ -115,7 +115,10 @@ def _reading(rows: Sequence[Found]) -> str:
 
 def _dictionaries(rows: Sequence[Found]) -> str:
     lines = [
-        (row["what"], f"{row['seconds']:.2f}", row["against"], f"{row['their_seconds']:.2f}", f"{row['ratio']:.2f}", row["n"])
+        (
+            row["what"], f"{row['seconds']:.2f}", row["against"], f"{row['their_seconds']:.2f}",
+            f"{row['ratio']:.2f}", row["n"],
+        )
         for row in rows
     ]  # fmt: skip
     return "### Dictionaries\n\n" + table(("what", "seconds", "against", "its seconds", "ratio", "n"), lines)

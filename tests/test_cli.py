@@ -98,13 +98,13 @@ def test_models_and_doctor_tell_what_is_there(tmp_path: Path) -> None:
 
 
 def test_the_workspace_may_be_named_before_or_after_the_command(tmp_path: Path) -> None:
-    from anatomist.__main__ import _parser
+    from anatomist.__main__ import command_line
 
     for words in (["--workspace", "w", "--allow", "a", "models"], ["models", "--workspace", "w", "--allow", "a"]):
-        options = _parser().parse_args(words)
+        options = command_line().parse_args(words)
         assert (options.workspace, options.allow) == (Path("w"), [Path("a")])
     for words in (["models"], ["run", "list_runs", "--allow", "a", "--allow", "b"]):
-        options = _parser().parse_args(words)
+        options = command_line().parse_args(words)
         assert options.workspace is None
         assert options.allow == [Path(p) for p in ("a", "b") if p in words]
 

@@ -40,7 +40,8 @@ PHASES: Mapping[str, Phase] = {
 1. check_environment: note the device, free memory and any known-bad version pair; stop if it reports one that matters.
 2. load_model(name='{model}'): read the parity with the plain reference, the dtype, the attention implementation and the
    BOS policy. A parity failure is a stop, not a footnote.
-3. estimate_compute for the most expensive thing you intend to run. If it would take over a minute, plan as_job=true.
+3. run_technique(name="estimate_compute") for the most expensive thing you intend to run. If it would take over a
+minute, plan as_job=true.
 4. Tell the user in three sentences: what is loaded, what it can do here (which sites), and what would be too expensive.
 Do not compute anything about the behaviour yet.""",
     ),

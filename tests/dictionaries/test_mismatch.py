@@ -101,7 +101,8 @@ def test_a_norm_factor_that_was_not_folded_is_called_so() -> None:
     x = llama.run(tokens, read=[site]).reads[site][:, 1:]
     c = 32**0.5 / float(x.norm(dim=-1).median())
     assert c > 2
-    weakest = float(((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).relu().topk(K, dim=-1).values[..., -1].median())
+    before = (x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]
+    weakest = float(before.relu().topk(K, dim=-1).values[..., -1].median())
     sae = small.JumpReLUSAE(small.JumpReLUSAEConfig(32, 96, metadata=small.metadata("blocks.1.hook_mlp_out")))
     state |= {"b_dec": state["b_dec"] * c, "b_enc": state["b_enc"] * c, "threshold": torch.full((96,), weakest * c)}
     sae.load_state_dict(state)

@@ -78,7 +78,8 @@ def test_words_that_a_feature_of_their_own_took_over_are_counted(share: float, e
     found = absorption(x, f, directions, [" apple" if a else " berry" for a in is_a], PARTS)
     judged = taken[PARTS.judge].sum() / is_a[PARTS.judge].sum()
     assert found.letters in ("a", "ab")
-    only_a = absorption(x, f, directions, [" apple" if a else f" {c}x" for a, c in zip(is_a, "bcdefghijklmnopq" * 25, strict=True)], PARTS)
+    others = [" apple" if a else f" {c}x" for a, c in zip(is_a, "bcdefghijklmnopq" * 25, strict=True)]
+    only_a = absorption(x, f, directions, others, PARTS)
     assert only_a.letters == "a"
     assert only_a.rate == pytest.approx(judged)
     assert judged == pytest.approx(expected, abs=0.1)

@@ -110,7 +110,7 @@ def test_what_cannot_be_measured_is_told(llama: Model) -> None:
         measure_quality(llama, Both(32, SITE, torch.zeros(1)), llama.tokenize([[3], [4]]))
 
 
-def _predictable(model: Model):  # noqa: ANN202
+def _predictable(model: Model):
     """Rows that continue as the model itself says, so that taking its activations away costs something."""
     rows = model.generate(model.tokenize([[3], [9], [20], [31]]), max_new_tokens=12)
     return model.tokenize([list(row) for row in rows])

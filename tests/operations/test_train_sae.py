@@ -25,8 +25,10 @@ def words(n: int = 120, seed: int = 0) -> tuple[str, ...]:
 
 def settings(**more: object) -> dict[str, object]:
     return {
-        "model": "toy-induction", "site": "blocks.1.resid_pre", "name": "small", "text": words(), "features": 48, "k": 3,
-        "tokens": 2400, "width": 12, "steps": 60, "batch": 128, "lr": 3e-3, "checkpoint_every": 20, **more,
+        "model": "toy-induction", "site": "blocks.1.resid_pre", "name": "small", "text": words(), "features": 48,
+        "k": 3,
+        "tokens": 2400, "width": 12, "steps": 60, "batch": 128, "lr": 3e-3, "checkpoint_every": 20,
+        **more,
     }  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def test_little_training_is_called_poor(host: Host) -> None:
 
 @pytest.mark.bad_input
 def test_what_cannot_be_trained_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadArguments, match="no dictionary is trained at blocks.0.pattern"):
+    with pytest.raises(BadArguments, match=r"no dictionary is trained at blocks\.0\.pattern"):
         trained(host, site="blocks.0.pattern")
     with pytest.raises(BadSite, match="layers are 0 to 1"):
         trained(host, site="blocks.9.resid_pre")

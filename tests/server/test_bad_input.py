@@ -55,7 +55,7 @@ TABLE = (
     Bad("unknown reference", "open_reference", {"name": "logit_lense"}, ("unknown reference 'logit_lense'",)),
     Bad("unknown technique", "describe_technique", {"name": "ablation"}, ("'ablation'", "ablate")),
     Bad("unknown technique to run", "run_technique", {"name": "ablation", "arguments": {}}, ("'ablation'", "ablate")),
-    Bad("a tool as technique", "run_technique", {"name": "list_runs", "arguments": {}}, ("is a tool",)),
+    Bad("a tool as technique", "run_technique", {"name": "get_job", "arguments": {}}, ("is a tool",)),
     Bad("unknown operation to estimate", "estimate_compute", {"operation": "backward", "model": TOY}, ("'backward'",)),
     # arguments
     Bad("unknown argument", PATCH, patch(metrics="prob"), ("unknown argument 'metrics'", "'metric'")),

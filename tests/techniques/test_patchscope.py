@@ -52,10 +52,12 @@ def test_the_margin_is_the_top_logit_less_the_largest_other() -> None:
 
 
 @pytest.mark.positive_control
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_a_prompt_as_its_own_target_says_exactly_what_it_says(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "backend"), [("llama", "local"), ("llama", "nnsight"), ("gpt2", "local"), ("gemma3", "local")]
+)
+def test_a_prompt_as_its_own_target_says_exactly_what_it_says(family: str, backend: str) -> None:
     # Same prompt, layer and position: every layer's patch must change nothing. Rules out a shifted layer or position.
-    model = wrap_model(FAMILIES[family](), None, name=family)
+    model = wrap_model(FAMILIES[family](), None, name=family, backend=backend)
     result = look(model, [{"clean": (5, 8, 2, 9, 4)}], target=(5, 8, 2, 9, 4), controls=1)
     assert result.precision.column(PATCH) == (1.0,) * model.info.n_layers
     assert max(v or 0.0 for v in result.kl.column(PATCH) or ()) < 1e-5

@@ -141,8 +141,9 @@ def test_numbers_that_mean_nothing_explain_nothing(toy: Model) -> None:
     assert max(column(result, "score")) < 0.2
 
 
-def test_an_untrained_twin_stands_beside_the_model() -> None:
-    model = wrap_model(FAMILIES["llama"](), None, name="llama")
+@pytest.mark.parametrize("backend", ["local", "nnsight"])
+def test_an_untrained_twin_stands_beside_the_model(backend: str) -> None:
+    model = wrap_model(FAMILIES["llama"](), None, name="llama", backend=backend)
     context = Context(model, random_twin=partial(random_twin, model))
     examples = tuple(
         Example(text=(1 + g % 9, 40 + g % 7, last), label=str(last), group=f"g{g}") for g in range(30)

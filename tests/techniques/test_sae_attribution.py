@@ -153,7 +153,8 @@ def ablated(model: Model, dictionary: Dictionary | None, **more: object):
 def test_ablate_takes_features_as_parts_and_keeps_the_error(toy: Model) -> None:
     # 'output t7' (47) carries prompt 0's difference of 10, 'output t6' (46) prompt 1's: -5 each over both prompts,
     # -10 together. The positions, which are in the error, stay: induction works until the output is taken away.
-    result, ablate = ablated(toy, load_dictionary("toy-induction-l1"), heads=("L1F47", "L1F46"), controls=3, ablation="zero")
+    heads = ("L1F47", "L1F46")
+    result, ablate = ablated(toy, load_dictionary("toy-induction-l1"), heads=heads, controls=3, ablation="zero")
     assert result.effects[0].change.values == pytest.approx((-5.0, -5.0), abs=1e-3)
     assert result.joint[0].parts == ("L1F47", "L1F46")
     assert result.joint[0].change.mean == pytest.approx(-10, abs=1e-3)

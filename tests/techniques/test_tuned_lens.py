@@ -11,7 +11,7 @@ from anatomist.causal.tuned import Recipe, divergence, groups_of, identity, surp
 from anatomist.errors import BadArguments, BadPrompts, Cancelled, WouldNotFit
 from anatomist.model.loading import wrap_model
 from anatomist.model.sites import Site
-from anatomist.prompts.corpus import Corpus, corpus_of
+from anatomist.prompts.corpus import Corpus
 from anatomist.technique import Context, KeptArray
 from anatomist.techniques import tuned_lens
 from anatomist.techniques.tuned_lens import GAIN, LOGIT, TUNED, Arguments, TunedLensResult
@@ -174,10 +174,10 @@ def test_what_cannot_be_trained_is_refused(toy: Model) -> None:
 @pytest.mark.slow
 def test_smollm2_is_read_better_at_every_layer(smollm2: Model) -> None:
     # Every fourth layer: maps are trained apart, so that the others add minutes and no new evidence.
-    from anatomist.roots import Roots
+    from pydoc_data.topics import topics
 
     layers = (0, 4, 8, 12, 16, 20, 24, 28)
-    context = Context(smollm2, text=corpus_of("python", Roots.of(".")))
+    context = Context(smollm2, text=Corpus("topics", tuple(topics.values())))
     arguments = Arguments(model="m", layers=layers, n_tokens=4096, steps=60, test_tokens=256, prompt="Paris is in")
     result = tuned_lens.run(context, arguments)
     tuned, logit = result.kl.column(TUNED) or (), result.kl.column(LOGIT) or ()

@@ -56,7 +56,9 @@ class PrincipalComponents:
         least = all_of_them.abs().topk(self._k, dim=-1).values[..., -1:]
         return all_of_them * (all_of_them.abs() >= least)
 
-    def decode(self, f: Float[Tensor, "*rest d"], x: Float[Tensor, "*rest d"] | None = None) -> Float[Tensor, "*rest d"]:
+    def decode(
+        self, f: Float[Tensor, "*rest d"], x: Float[Tensor, "*rest d"] | None = None
+    ) -> Float[Tensor, "*rest d"]:
         return f @ self.directions + self._mean
 
     def scale(self, x: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest 1"]:
@@ -91,7 +93,7 @@ def trained_on(
     return wrap_sae(for_inference(train(recipe, batches, progress=say).sae), name=name, source="baseline", site=site)
 
 
-def for_inference(sae):  # noqa: ANN001, ANN201
+def for_inference(sae):
     """SAELens's inference class of a training class, in memory."""
     from sae_lens import SAE
 
@@ -125,7 +127,7 @@ def same_size(dictionary: Dictionary, l0: float, *, steps: int, batch: int, seed
     from .training.recipe import Recipe
 
     return Recipe(
-        architecture="topk", d_dict=dictionary.info.d_dict, k=max(1, min(round(l0), dictionary.info.d_dict)), batch=batch,
-        steps=steps, lr=1e-3, dead_after=max(10, steps // 5), freeze_decoder=frozen, seed=seed,
+        architecture="topk", d_dict=dictionary.info.d_dict, k=max(1, min(round(l0), dictionary.info.d_dict)),
+        batch=batch, steps=steps, lr=1e-3, dead_after=max(10, steps // 5), freeze_decoder=frozen, seed=seed,
     )  # fmt: skip
 

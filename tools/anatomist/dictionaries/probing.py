@@ -132,8 +132,9 @@ def absorption(
         seen += letter
         n += len(judged)
     return Absorption(
-        rate=float(np.mean(rates)) if rates else None, silent=float(np.mean(quiet)) if quiet else None, letters=seen, words=n
-    )
+        rate=float(np.mean(rates)) if rates else None, silent=float(np.mean(quiet)) if quiet else None,
+        letters=seen, words=n,
+    )  # fmt: skip
 
 
 def one_of(values: ndarray, label: ndarray, parts: Halves) -> tuple[int, float]:

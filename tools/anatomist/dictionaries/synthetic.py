@@ -84,7 +84,7 @@ def synthetic_row(world: World, recipe: Recipe, progress: Progress | None = None
         )  # fmt: skip
 
 
-def matched(found, true) -> float:  # noqa: ANN001
+def matched(found, true) -> float:
     """MCC of two sets of directions: [n, d] and [m, d]."""
     from sae_lens.synthetic import mean_correlation_coefficient
 
@@ -97,15 +97,20 @@ def verdict(rows: tuple[SyntheticRow, ...]) -> str:
         sum(getattr(row, name) for row in rows) / len(rows) for name in ("mcc", "random_mcc", "explained_variance")
     )
     l0, true = sum(row.l0 for row in rows) / len(rows), sum(row.true_l0 for row in rows) / len(rows)
-    told = f"MCC {mcc:.3f} (random dictionaries {random:.3f}), explained variance {ev:.3f}, L0 {l0:.1f} where {true:.1f} are active"
+    told = (
+        f"MCC {mcc:.3f} (random dictionaries {random:.3f}), explained variance {ev:.3f}, L0 {l0:.1f} where {true:.1f} "
+        "are active"
+    )
     spread = min(row.mcc for row in rows)
     if spread >= FOUND:
         return f"GOOD: the true features are found on every seed. {told}."
     if mcc - random < NEAR:
         return f"BAD: no nearer to the true features than random directions. {told}."
     gained = (mcc - random) / (1 - random)
-    trap = " Its explained variance alone would look good: it says nothing of the features." if ev >= RECONSTRUCTS else ""
+    good = " Its explained variance alone would look good: it says nothing of the features."
+    trap = good if ev >= RECONSTRUCTS else ""
     why = " Too many features are active: raise the penalty." if l0 > 2 * true else ""
     if gained < 0.8:
-        return f"BAD: the true features are not found ({gained:.0%} of the way from random to exact). {told}.{trap}{why}"
+        part = f"{gained:.0%} of the way from random to exact"
+        return f"BAD: the true features are not found ({part}). {told}.{trap}{why}"
     return f"PARTLY: most but not all true features are found on every seed. {told}.{trap}{why}"

@@ -56,6 +56,12 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
     given = {name: getattr(arguments, name) for name in type(arguments).model_fields}
     if {"rows", "length"} <= given.keys():
         on = _random_tokens(given, on)
+    if "examples" in given:
+        on = _labelled(given, on)
+    if {"test_tokens", "batch"} <= given.keys():
+        return lens_training_cost(given, sizes, on, rate)
+    if {"target", "target_position"} <= given.keys():
+        return sweep_cost(transplant_cells(given, sizes, on), sizes, on, rate)
     if {"n_tokens", "width"} <= given.keys():
         on = _running_text(given, on)
     if "sae" in given and "sample" in given:
@@ -139,14 +145,41 @@ def circuit_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     return cost(parts, flops, 4 * steps + n, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
+def lens_training_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
+    """Reading the text, then an unembedding forth and back for each token of a batch, step, layer and seed."""
+    width, batch = int(_number(given, "width", 1)), _number(given, "batch", 1)
+    layers = len(_names(given.get("layers"))) or s.layers
+    tokens, tested = (0 if given.get("maps") else _number(given, "n_tokens", 0)), _number(given, "test_tokens", 0)
+    trained = (_number(given, "seeds", 1) * _number(given, "steps", 0) * batch) if tokens else 0
+    read = math.ceil((tokens + 4 * tested) / width)  # of a tested row only some tokens are used
+    unembeddings = layers * (2 * trained + 4 * tested)
+    flops = f.forward_flops(s, read, width, logits_per_row=0) + unembeddings * f.unembed_flops(s)
+    parts = [
+        Part(what="residuals trained on", formula="n L d s", bytes=tokens * layers * s.d_model * s.item_bytes),
+        Part(what="maps under training", formula="8 L d^2 4", bytes=32 * layers * s.d_model**2 if tokens else 0),
+        Part(what="logits of a batch", formula="6 batch V 4", bytes=24 * batch * s.d_vocab),
+        Part(what="maps", formula="L d^2 4", bytes=4 * layers * s.d_model**2 if tokens else 0, place="disk"),
+    ]
+    basis = f"{trained:.0f} tokens through {layers} layers' lenses forth and back, {read} rows of {width} tokens read"
+    return cost(parts, flops, 2, s, rate, basis, rows=layers, budget=on.budget)
+
+
+def transplant_cells(given: Given, s: Sizes, on: Extent) -> Cells:
+    """A target of about twenty tokens, patched at one position from every layer, with its random controls."""
+    layers = len(_names(given.get("layers"))) or s.layers
+    n = layers * (1 + _number(given, "controls", 0))
+    return Cells(n, n * s.layers / 2, n)
+
+
 def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """A forward and a backward pass, then features taken away exactly, as if at the middle layer."""
     n = _number(given, "top", 0) + _number(given, "sample", 0) + _number(given, "controls", 0) + 2
     checks = sweep_cost(Cells(n, n * s.layers / 2 * on.width, n), s, on, rate)
     saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
+    written = n * f.residual_bytes(s, on.rows, on.width) / s.layers
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
-        Part(what="values that are written", formula="n B T d s", bytes=n * on.rows * on.width * s.d_model * s.item_bytes),
+        Part(what="values that are written", formula="n B T d s", bytes=int(written)),
         *_passing(s, on),
     ]
     flops = f.attribution_flops(s, on.rows, on.width, 1) + checks.flops
@@ -241,6 +274,17 @@ def _random_tokens(given: Given, on: Extent) -> Extent:
     """Rows of random tokens, each repeated once, for every seed; untrained twins read as many as one seed."""
     sets = _number(given, "seeds", 1) + _number(given, "null_models", 0)
     return replace(on, rows=sets * _number(given, "rows", 1), width=2 * _number(given, "length", 1))
+
+
+def _labelled(given: Given, on: Extent) -> Extent:
+    """Texts in the arguments, at about three characters a token, read by the model and its untrained twins."""
+    texts = [getattr(e, "text", ()) for e in _items(given.get("examples"))]
+    widths = [1 + len(t) // 3 if isinstance(t, str) else len(t) for t in texts]
+    return replace(on, rows=len(texts) * (1 + _number(given, "null_models", 0)), width=max(widths, default=1))
+
+
+def _items(named: object) -> Sequence[object]:
+    return named if isinstance(named, Sequence) and not isinstance(named, str) else ()
 
 
 def _running_text(given: Given, on: Extent) -> Extent:

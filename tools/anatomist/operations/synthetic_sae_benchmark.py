@@ -28,7 +28,9 @@ class Arguments(Frozen):
     features: int = Field(default=32, ge=2, le=4096, description="True features.")
     width: int = Field(default=16, ge=2, le=1024, description="Dimensions they are squeezed into.")
     probability: float = Field(default=0.04, gt=0, lt=1, description="Chance that a feature is active in a sample.")
-    learned: int | None = Field(default=None, ge=2, le=8192, description="Features of the dictionary; as many when absent.")
+    learned: int | None = Field(
+        default=None, ge=2, le=8192, description="Features of the dictionary; as many when absent."
+    )
     architecture: Architecture = Field(default="standard", description="SAELens's training architecture.")
     penalty: float = Field(default=0.15, gt=0, description="Weight of l1 (standard, gated) or l0 (jumprelu).")
     k: int = Field(default=1, ge=1, le=4096, description="Active features (topk, batchtopk, matryoshka).")
@@ -54,7 +56,8 @@ def run(host: Host, arguments: Arguments, progress: Progress) -> SyntheticBenchm
 
         found.append(synthetic_row(world, _recipe(arguments, seed), say))
     rows = tuple(found)
-    few = (f"{total} seed(s): at least {FEWEST_SEEDS} are needed to call a setting good.",) if total < FEWEST_SEEDS else ()
+    short = f"{total} seed(s): at least {FEWEST_SEEDS} are needed to call a setting good."
+    few = (short,) if total < FEWEST_SEEDS else ()
     told = verdict(rows)
     return SyntheticBenchmark(
         summary=f"{arguments.features} features in {arguments.width} dimensions, {arguments.architecture}. {told}",

@@ -79,7 +79,9 @@ class Arguments(Frozen):
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         default="float32", description="Number format of the stored weights."
     )
-    wandb: str | None = Field(default=None, description="Weights & Biases project to log to; nothing is sent if absent.")
+    wandb: str | None = Field(
+        default=None, description="Weights & Biases project to log to; nothing is sent if absent."
+    )
     estimate_only: bool = Field(default=False, description="Say what it would take, and train nothing.")
 
 
@@ -134,7 +136,8 @@ def run(host: Host, arguments: Arguments, progress: Progress) -> TrainedSae:
 def _site(text: str) -> Site:
     site = parse_site(text)
     if site.kind not in TRAINABLE or site.index is not None:
-        raise BadArguments(f"no dictionary is trained at {site}; choose one of {', '.join(TRAINABLE)}, all heads at once.")
+        kinds = ", ".join(TRAINABLE)
+        raise BadArguments(f"no dictionary is trained at {site}; choose one of {kinds}, all heads at once.")
     return site
 
 
@@ -265,11 +268,14 @@ def _limits(text: Text, quality: Quality) -> tuple[str, ...]:
 def _warnings(quality: Quality, cost: TrainingCost, text: Text) -> tuple[str, ...]:
     told, words = quality.ordinary, []
     if told.explained_variance < POOR_EV:
-        words.append(f"It explains {told.explained_variance:.0%} of the variance: train longer, or allow more features.")
+        ev = f"{told.explained_variance:.0%}"
+        words.append(f"It explains {ev} of the variance: train longer, or allow more features.")
     if told.ce_recovered is not None and told.ce_recovered < MUCH_CE:
-        words.append(f"Only {told.ce_recovered:.0%} of the cross-entropy comes back: what it misses matters to the model.")
+        ce = f"{told.ce_recovered:.0%}"
+        words.append(f"Only {ce} of the cross-entropy comes back: what it misses matters to the model.")
     if told.dead_share > MANY_DEAD:
-        words.append(f"{told.dead_share:.0%} of the features are silent on held-out text: fewer features, or more text.")
+        dead = f"{told.dead_share:.0%}"
+        words.append(f"{dead} of the features are silent on held-out text: fewer features, or more text.")
     if cost.epochs > MANY_EPOCHS:
         words.append(f"The text was gone through {cost.epochs:.0f} times: more text is worth more than more steps.")
     if told.l0 > 0.25 * quality.features:
@@ -284,8 +290,9 @@ def _warnings(quality: Quality, cost: TrainingCost, text: Text) -> tuple[str, ..
 
 def _plan_in_words(cost: TrainingCost, recipe: Recipe) -> str:
     return (
-        f"Training {recipe.d_dict:,} features ({recipe.architecture}) for {recipe.steps} steps of {recipe.batch} tokens "
-        f"takes about {cost.reading_seconds:.0f} s to read activations and {cost.training_seconds:.0f} s to train, "
+        f"Training {recipe.d_dict:,} features ({recipe.architecture}) for {recipe.steps} steps of {recipe.batch} "
+        f"tokens takes about {cost.reading_seconds:.0f} s to read activations and "
+        f"{cost.training_seconds:.0f} s to train, "
         f"{in_bytes(cost.memory_bytes)} of memory and {in_bytes(cost.disk_bytes)} of disk; the text is gone through "
         f"{cost.epochs:.1f} times. Nothing was run."
     )

@@ -27,7 +27,7 @@ def dashboard(
 ) -> str:
     """The page: a heading, what must be known, and one card a feature."""
     links = "".join(f'<a href="#{escape(f.feature)}">{escape(f.feature)}</a>' for f in features) if features[1:] else ""
-    style = files(__package__).joinpath("dashboard.css").read_text(encoding="utf-8")
+    style = files("anatomist.report").joinpath("dashboard.css").read_text(encoding="utf-8")
     said = "".join(f"<p>{escape(p)}</p>" for p in paragraphs) + "".join(
         f'<p class="note">{escape(note)}</p>' for note in notes
     )

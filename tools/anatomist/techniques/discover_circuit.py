@@ -314,12 +314,13 @@ def _whole(model: Model, bench: Bench, on: Task) -> Whole:
 def plot(result: CircuitResult) -> Figure:
     """Faithfulness over sizes, the circuit itself, and the circuit beside its rivals."""
     members = [(m.name, m.contribution) for m in result.members]
+    drawn = circuit_panel(members, result.size, result.unit)
     return Figure(
         title=f"A circuit of {result.size} of {result.of} {result.level}",
         caption=f"Scored by {result.made} on {result.discovery_prompts} prompts; f on {result.held_out_prompts} "
         f"held-out prompts, outside: {result.ablation}; {result.metric} {result.whole.model} whole, "
         f"{result.whole.empty} empty. f is not clipped.",
-        panels=(curve_panel(result.curves), circuit_panel(members, result.size, result.unit), rivals_panel(result.verdict)),
+        panels=(curve_panel(result.curves), drawn, rivals_panel(result.verdict)),
     )
 
 

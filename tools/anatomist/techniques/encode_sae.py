@@ -408,10 +408,10 @@ def _text(tokens: Sequence[TokenFeatures]) -> TextRows:
     counted = {name: sum(a.activation for t in tokens for a in t.features if a.feature == name)
                for name in {a.feature for t in tokens for a in t.features}}  # fmt: skip
     top = sorted(counted, key=lambda name: -counted[name])[:6]
-    rows = [TextRow(tokens=strings, values=tuple(t.error for t in tokens), label="error", group="share left over")]
+    rows = [TextRow(tokens=strings, values=tuple(t.error for t in tokens), label="error", group="left over")]
     for name in top:
         of = {i: a.activation for i, t in enumerate(tokens) for a in t.features if a.feature == name}
         most = max(of.values())
         rows.append(TextRow(tokens=strings, values=tuple(of.get(i, 0.0) / most for i in range(len(tokens))),
-                            label=name, group="activation over its largest"))  # fmt: skip
+                            label=name, group="of its largest"))  # fmt: skip
     return TextRows(title="the first prompt", value_title="share", rows=tuple(rows), domain=(0.0, 1.0))

@@ -242,7 +242,8 @@ def _against(first: Judged, other: Judged) -> str:
     told = f"explained variance {own.explained_variance:.2f} against {its.explained_variance:.2f} of {other.name}"
     if other.baseline == "random_model":
         alike = " Reconstruction alone therefore says little about what was learned." if gap < MARGIN else ""
-        return f"On an untrained model the same training reaches {its.explained_variance:.2f} (here {own.explained_variance:.2f}).{alike}"
+        both = f"{its.explained_variance:.2f} (here {own.explained_variance:.2f})"
+        return f"On an untrained model the same training reaches {both}.{alike}"
     if own.ce_recovered is not None and its.ce_recovered is not None:
         told += f", CE recovered {own.ce_recovered:.2f} against {its.ce_recovered:.2f}"
         gap = min(gap, own.ce_recovered - its.ce_recovered) if abs(own.l0 - its.l0) <= 0.25 * own.l0 else gap
@@ -254,15 +255,17 @@ def _summary(table: Sequence[Judged], absorbed: Absorption | None) -> str:
     for row in table:
         q = row.quality.ordinary
         ce = "" if q.ce_recovered is None else f", CE recovered {q.ce_recovered:.2f}"
-        lines.append(f"{row.name}: L0 {q.l0:.1f}, explained variance {q.explained_variance:.3f}{ce}, dead {q.dead_share:.0%}")
+        ev = f"{q.explained_variance:.3f}"
+        lines.append(f"{row.name}: L0 {q.l0:.1f}, explained variance {ev}{ce}, dead {q.dead_share:.0%}")
     apart = table[0].quality
     heavy = (
-        f" {apart.massive_tokens} massive-norm tokens ({apart.massive_variance_share:.0%} of the variance) are left out; "
-        f"with them the first explains {apart.everywhere.explained_variance:.3f}."
+        f" {apart.massive_tokens} massive-norm tokens ({apart.massive_variance_share:.0%} of the variance) are left "
+        f"out; with them the first explains {apart.everywhere.explained_variance:.3f}."
         if apart.massive_tokens
         else ""
     )
-    holes = "" if absorbed is None or absorbed.rate is None else f" Absorption-like holes: {absorbed.rate:.0%} of first letters."
+    rate = None if absorbed is None else absorbed.rate
+    holes = "" if rate is None else f" Absorption-like holes: {rate:.0%} of first letters."
     return (
         "; ".join(lines) + f".{heavy}{holes} Good figures do not show that the features are the model's own: ablate or "
         "steer them before saying so."
@@ -276,8 +279,8 @@ def _warnings(first: Dictionary, text: Corpus, table: Sequence[Judged], argument
         words.append(f"Without the baselines {', '.join(sorted(missing))} the figures cannot be called good.")
     if {"random_decoder", "random_model"} & set(arguments.baselines):
         words.append(
-            f"The trained baselines had {arguments.baseline_steps} steps on {arguments.baseline_tokens:,} tokens; longer "
-            "training would raise them."
+            f"The trained baselines had {arguments.baseline_steps} steps on {arguments.baseline_tokens:,} tokens; "
+            "longer training would raise them."
         )
     if first.info.metadata.get("dataset_path") == text.name:
         words.append("The first SAE was trained on this very text: parts of what is judged were in its training.")
@@ -285,7 +288,7 @@ def _warnings(first: Dictionary, text: Corpus, table: Sequence[Judged], argument
     if len(l0s) > 1 and max(l0s) > 1.5 * max(min(l0s), 1e-9):
         words.append("The SAEs have different L0: compare them along the plot's axis, not by one column.")
     if len(l0s) == 1:
-        words.append("One SAE at one L0: several L0 (`beside`) show whether another would be better at the same sparsity.")
+        words.append("One SAE at one L0: several (`beside`) show whether another is better at the same sparsity.")
     return tuple(words)
 
 

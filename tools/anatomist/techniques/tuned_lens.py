@@ -368,17 +368,21 @@ def _warnings(work: Work, kl: Quantities) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _shown(levels: int) -> list[int]:
+    """Half way, and before the last."""
+    return sorted({levels // 2, levels - 2})
+
+
 def _summary(result: TunedLensResult) -> str:
     layers, by_layer = result.kl.layers, list(zip(*(result.kl.column(n) or () for n in (LOGIT, TUNED)), strict=True))
-    middle, late = len(layers) // 2, len(layers) - 2
+    figures = [f"layer {layers[i]} {by_layer[i][0]:.2f} and {by_layer[i][1]:.2f} nats" for i in _shown(len(layers))]
     floor = ""
     if layers[0] == EMBED:
         floor = f" A map of the embedding alone comes to {by_layer[0][1]:.2f}: what is below that, the layers add."
     return (
         f"On held-out text the tuned lens is better at {result.better} of {len(layers) - 1} levels before the last "
-        f"(worse at {result.worse}). KL from the model's prediction, logit and tuned lens: layer {layers[middle]} "
-        f"{by_layer[middle][0]:.2f} and {by_layer[middle][1]:.2f} nats, layer {layers[late]} {by_layer[late][0]:.2f} "
-        f"and {by_layer[late][1]:.2f}.{floor} A lens shows what can be read, not what is used."
+        f"(worse at {result.worse}). KL from the model's prediction, logit and tuned lens: "
+        f"{', '.join(figures)}.{floor} A lens shows what can be read, not what is used."
     )
 
 

@@ -1,1 +1,1 @@
-"""Training dictionaries: activations cached on disk, SAELens's trainer driven over them, checkpoints, and the record."""
+"""Training dictionaries: activations cached on disk, SAELens's trainer over them, checkpoints, and the record."""

@@ -117,8 +117,8 @@ def _started(place: Path, array: StoredArray, norms: StoredArray) -> int:
     need, free = array.bytes + norms.bytes, shutil.disk_usage(_existing(place)).free
     if need > free:
         raise WouldNotFit(
-            f"the activations need {need / 2**20:,.0f} MiB on disk; {free / 2**20:,.0f} MiB are free at {place.parent}. "
-            "Use fewer tokens, or free some space."
+            f"the activations need {need / 2**20:,.0f} MiB on disk; {free / 2**20:,.0f} MiB are free at "
+            f"{place.parent}. Use fewer tokens, or free some space."
         )
     place.mkdir(parents=True, exist_ok=True)
     for one in (array, norms):

@@ -1,6 +1,6 @@
 """Checkpoints of a training: weights, optimiser, schedules and counters, as safetensors and JSON, never pickled.
 
-A checkpoint is a folder that is named in `latest.json` only once it is whole, so a kill at any moment leaves a good one.
+A checkpoint is a folder that `latest.json` names only once it is whole, so a kill at any moment leaves a good one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def latest(folder: Path) -> Mapping[str, Any] | None:
     try:
         return json.loads((folder / LATEST).read_text())
     except ValueError as error:
-        raise CorruptFile(f"{folder / LATEST} cannot be read ({error}); delete {folder} to train from the start.") from error
+        raise CorruptFile(
+            f"{folder / LATEST} cannot be read ({error}); delete {folder} to train from the start."
+        ) from error
 
 
 def restore(trainer: SAETrainer, folder: Path, step: int) -> None:

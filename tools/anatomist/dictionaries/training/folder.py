@@ -1,4 +1,4 @@
-"""What a training leaves: SAELens's folder (`cfg.json`, `sae_weights.safetensors`), with figures and a card beside it."""
+"""What a training leaves: SAELens's folder (`cfg.json`, `sae_weights.safetensors`), figures and a card beside it."""
 
 from __future__ import annotations
 

@@ -40,13 +40,17 @@ class Recipe(Frozen):
         default=False, description="Products in bfloat16 (autocast), weights in float32: several times faster where "
         "the processor has them."
     )
-    freeze_decoder: bool = Field(default=False, description="Keep the random decoder: the baseline that learns no feature.")
+    freeze_decoder: bool = Field(
+        default=False, description="Keep the random decoder: the baseline that learns no feature."
+    )
     seed: int = Field(default=0, ge=0, description="Of the weights and of the order of the tokens.")
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
         if self.architecture in TOP_K and self.k > self.d_dict:
-            raise ValueError(f"k is {self.k}, but there are {self.d_dict} features; choose a smaller k or more features")
+            raise ValueError(
+                f"k is {self.k}, but there are {self.d_dict} features; choose a smaller k or more features"
+            )
         if self.widths and (sorted(set(self.widths)) != list(self.widths) or self.widths[-1] != self.d_dict):
             raise ValueError(f"widths {self.widths} must rise and end with d_dict, {self.d_dict}")
         return self
