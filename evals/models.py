@@ -66,7 +66,9 @@ def words(drawn: random.Random, n: int) -> tuple[str, ...]:
 def circuit(spec: Circuit, seed: int, name: str) -> Built:
     """The circuit with heads moved and tokens renamed by the seed."""
     drawn = random.Random(f"{seed} {name}")
-    base = induction(sharpness=spec.sharpness, vocabulary=VOCABULARY, n_ctx=N_CTX, junk=JUNK, seed=drawn.randrange(10**6))
+    base = induction(
+        sharpness=spec.sharpness, vocabulary=VOCABULARY, n_ctx=N_CTX, junk=JUNK, seed=drawn.randrange(10**6)
+    )
     w = {key: x.clone() for key, x in named_tensors(base.weights).items()}
     where = Blocks.of(VOCABULARY, N_CTX, VOCABULARY, VOCABULARY, JUNK)
     _look_back(w, where, spec.offset)

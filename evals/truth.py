@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -80,9 +80,8 @@ def writers(model: ToyModel) -> list[str]:
     return sorted(effects, key=lambda head: effects[head])
 
 
-def largest_loss(model: ToyModel) -> float:
-    effects = heads_for_own_answer(model)
-    return -effects[writers(model)[0]]
+def smallest_loss(model: ToyModel) -> float:
+    return -heads_for_own_answer(model)[writers(model)[-1]]
 
 
 def opposing(model: ToyModel) -> list[str]:
@@ -149,8 +148,8 @@ def cipher_prompt(model: ToyModel) -> str:
     return " ".join((strings[7], strings[4], strings[11], strings[7]))
 
 
-def next_word(model: ToyModel, prompt: str) -> str:
-    return model.words.strings[int(top_now(model, model.tokenize([prompt]))[0])]
+def next_word_of_cipher(model: ToyModel) -> str:
+    return model.words.strings[int(top_now(model, model.tokenize([cipher_prompt(model)]))[0])]
 
 
 # Compiled programs -------------------------------------------------------------------------------------------------
@@ -191,18 +190,51 @@ def sorting_order(model: ToyModel) -> list[str]:
     return program_answers(model, [model.words.strings[1 : model.words.n_readable]])[0]
 
 
-def share_kept(model: ToyModel, length: int, site: SiteKind, layer: int) -> float:
-    """Share of answers that stay when a part is zero, over every row of a length and every position."""
+def parts_needed(model: ToyModel, length: int = 4) -> list[str]:
+    """Attention and MLP outputs that change an answer when they are zero, over every row of a length."""
     rows = program_rows(model, length)
-    intact, changed = program_answers(model, rows), program_answers(model, rows, [Edit(site=Site(site, layer), rule="zero")])
-    pairs = [(a, b) for x, y in zip(intact, changed, strict=True) for a, b in zip(x, y, strict=True)]
-    return sum(a == b for a, b in pairs) / len(pairs)
+    intact = program_answers(model, rows)
+    kinds: tuple[SiteKind, ...] = ("attn_out", "mlp_out")
+    sites = [Site(kind, layer) for layer in range(model.info.n_layers) for kind in kinds]
+    changed = [s for s in sites if program_answers(model, rows, [Edit(site=s, rule="zero")]) != intact]
+    return [f"L{site.layer} {site.kind}" for site in changed]
 
 
-def counted_word(model: ToyModel) -> str:
-    """The word whose share the program tells: alone in a row, its share is 1."""
-    given = model.words.strings[1 : model.words.n_readable]
-    (counted,) = [word for word in given if Fraction(program_answers(model, [[word]])[0][0]) == 1]
-    return counted
+def which_program(models: Sequence[ToyModel]) -> list[str]:
+    """The names of the models that do what PROGRAMS says, in its order."""
+    found = []
+    for does in PROGRAMS.values():
+        (name,) = [model.info.name for model in models if does(model)]
+        found.append(name)
+    return found
 
 
+def _reverses(model: ToyModel) -> bool:
+    rows = program_rows(model, 3)
+    return program_answers(model, rows) == [list(reversed(row)) for row in rows]
+
+
+def _sorts(model: ToyModel) -> bool:
+    """Whatever order the words of a row come in, the same is made of them: those words in another order."""
+    rows = program_rows(model, 3, distinct=True)
+    made = {(frozenset(row), tuple(out)) for row, out in zip(rows, program_answers(model, rows), strict=True)}
+    return len(made) == len({words for words, _ in made}) and all(set(out) == words for words, out in made)
+
+
+def _counts(model: ToyModel) -> bool:
+    rows = program_rows(model, 3)
+    return program_answers(model, rows) == [[str(row.count(word)) for word in row] for row in rows]
+
+
+def _tells_shares(model: ToyModel) -> bool:
+    rows = program_rows(model, 3)
+    answers = program_answers(model, rows)
+    return any(
+        answers == [[str(Fraction(row[: i + 1].count(word), i + 1)) for i in range(3)] for row in rows]
+        for word in model.words.strings[1 : model.words.n_readable]
+    )
+
+
+PROGRAMS: Mapping[str, Callable[[ToyModel], bool]] = {
+    "reverse": _reverses, "sort": _sorts, "hist": _counts, "fraction": _tells_shares,
+}  # fmt: skip

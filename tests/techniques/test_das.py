@@ -177,8 +177,13 @@ def test_an_untrained_model_is_searched_too() -> None:
     )  # fmt: skip
     place = found.places[0]
     assert place.random_model is not None
-    if place.subspace.accuracy.mean - place.random_model.accuracy.mean < 0.1:
-        assert any("untrained model reaches" in w for w in found.warnings)
+    assert place.random_model_none is not None
+    gains = [
+        after.accuracy.mean - before.accuracy.mean
+        for after, before in ((place.subspace, place.none), (place.random_model, place.random_model_none))
+    ]
+    said = any("untrained model lifts" in w for w in found.warnings)
+    assert said == (gains[1] > 0.1 and gains[0] - gains[1] < 0.1)
     assert place.row_share == pytest.approx(1, abs=1e-4)  # what reads a residual in mid-model is every direction
     assert place.null_dimensions == 0
 

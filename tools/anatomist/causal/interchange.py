@@ -97,6 +97,9 @@ class Place(Frozen):
     none: Interchange = Field(description="Nothing interchanged: the floor.")
     random: Interchange | None = Field(description="Random subspaces of this dimension, averaged.")
     random_model: Interchange | None = Field(description="The same search in an untrained model.")
+    random_model_none: Interchange | None = Field(
+        description="Nothing interchanged in the untrained model: its floor, near one half where it knows no answer."
+    )
     row_space: Interchange | None = Field(
         description="The part of the subspace that what follows can read; absent for q and k, and if there is none."
     )
@@ -241,13 +244,14 @@ def measure_place(
     chance = [bench.judged(random_basis(width, len(first), seed).to(first)) for seed in seeds]
     untouched = outcome(model, bench.test, spot.site, None, budget)
     what = "learned subspace" if given is None else "given subspace"
+    twins = (None, None) if twin is None else _untrained(choice, spot, split, twin, budget, clusters, progress)
     place = Place(
         name=spot.name, width=width, dimension=len(first), array=array,
         subspace=_interchange(what, [bench.judged(b) for b in found.bases], clusters),
         full=_interchange("whole place", [bench.judged(None)], clusters),
         none=_interchange("nothing", [untouched], clusters),
         random=_interchange("random subspace", chance, clusters) if chance else None,
-        random_model=None if twin is None else _untrained(choice, spot, split, twin, budget, clusters, progress),
+        random_model=twins[0], random_model_none=twins[1],
         row_space=_interchange("row space", parts.row, clusters) if parts.row else None,
         null_space=_interchange("null space", parts.null, clusters) if parts.null else None,
         row_share=parts.share, null_dimensions=parts.dimensions, searches=found.searches,
@@ -295,14 +299,18 @@ def _recipe(choice: Choice, seed: int) -> Recipe:
 
 def _untrained(
     choice: Choice, spot: Spot, split: Split, twin: Model, budget: int, clusters: Clusters, progress: Share,
-) -> Interchange:  # fmt: skip
-    """The same search in an untrained model, once."""
+) -> tuple[Interchange, Interchange]:  # fmt: skip
+    """The same search in an untrained model, once; and nothing interchanged there."""
     bench = bench_of(twin, spot, split, choice.direction, budget)
     one = learn(
         twin, bench.train, bench.site, bench.train_ends, _recipe(choice, choice.seed), bench.budget,
         lambda share: progress(0.5 + 0.45 * share),
     )  # fmt: skip
-    return _interchange("search in an untrained model", [bench.judged(one.basis)], clusters)
+    untouched = outcome(twin, bench.test, bench.site, None, budget)
+    return (
+        _interchange("search in an untrained model", [bench.judged(one.basis)], clusters),
+        _interchange("nothing, untrained model", [untouched], clusters),
+    )
 
 
 class Parts(NamedTuple):
@@ -363,11 +371,13 @@ def judged_in_words(place: Place) -> list[str]:
         )
     if place.row_space is None and place.row_share is not None:
         found.append(f"{place.name}: nothing after it reads this subspace at all.")
-    if place.random_model is not None and own - place.random_model.accuracy.mean < MARGIN:
-        found.append(
-            f"{place.name}: the same search in an untrained model reaches {place.random_model.accuracy.mean:.0%} "
-            f"(here {own:.0%}): the search, not the trained model, may be what gives the answer."
-        )
+    if place.random_model is not None and place.random_model_none is not None:
+        reached, floor = place.random_model.accuracy.mean, place.random_model_none.accuracy.mean
+        if reached - floor > MARGIN and own - place.none.accuracy.mean - (reached - floor) < MARGIN:
+            found.append(
+                f"{place.name}: the same search in an untrained model lifts accuracy from {floor:.0%} to {reached:.0%} "
+                f"(here {place.none.accuracy.mean:.0%} to {own:.0%}): the search itself may be what gives the answer."
+            )
     if place.random is not None and own - place.random.accuracy.mean < MARGIN:
         found.append(f"{place.name}: no better than random subspaces of {place.dimension} dimension(s).")
     if place.full.accuracy.mean + MARGIN < own:
@@ -384,6 +394,7 @@ def judged_in_words(place: Place) -> list[str]:
 def kinds_of(place: Place) -> list[Interchange]:
     """Floor to ceiling."""
     every = (
-        place.none, place.random, place.random_model, place.null_space, place.row_space, place.subspace, place.full
+        place.none, place.random, place.random_model_none, place.random_model, place.null_space, place.row_space,
+        place.subspace, place.full,
     )  # fmt: skip
     return [one for one in every if one is not None]

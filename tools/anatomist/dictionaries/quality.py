@@ -167,9 +167,9 @@ def _figures(
     model: Model, dictionary: Dictionary, tokens: Tokens, read: list[Read], heavy: list[Tensor] | None, say: _Say
 ) -> Figures:
     """The figures over all tokens, or over those that are not heavy."""
-    kept = [r.y.norm(dim=-1) >= 0 if heavy is None else ~h for r, h in zip(read, heavy or read, strict=True)]
+    kept = [r.y.new_ones(len(r.y)).bool() for r in read] if heavy is None else [~h for h in heavy]
     n = sum(int(k.sum()) for k in kept)
-    mean = sum(r.y[k].double().sum(0) for r, k in zip(read, kept, strict=True)) / n
+    mean = _cat([r.y[k] for r, k in zip(read, kept, strict=True)]).double().mean(0)
     left, total, active, fired = 0.0, 0.0, 0.0, None
     intact, spliced, ablated = [], [], []
     for r, k in zip(read, kept, strict=True):

@@ -202,8 +202,10 @@ def _batches(
 
 def _train(host: Host, arguments: Arguments, recipe: Recipe, batches: Shuffled, text: Text, progress: Progress):
     """The trained dictionary, seconds and steps of this call."""
+    from ..dictionaries.training.cache import Cached
     from ..dictionaries.training.trainer import Keeping, train
 
+    assert isinstance(batches.cached, Cached)
     key = hashlib.sha256(f"{batches.cached.folder.name} {len(batches.kept)}".encode()).hexdigest()[:8]
     keeping = Keeping(
         host.workspace / "checkpoints" / f"{arguments.name}-{recipe.fingerprint}-{key}", arguments.checkpoint_every

@@ -90,8 +90,8 @@ def cached(
         found = read_of(model.run(tokens.rows(rows), read=[site]), site)
         x[rows[0] : rows[-1] + 1] = _numbers(found)
         n[rows[0] * tokens.width : (rows[-1] + 1) * tokens.width] = found.float().norm(dim=-1).flatten().cpu().numpy()
-        x.flush()  # the numbers are on disk before the count says so
-        n.flush()
+        x.flush()  # type: ignore[attr-defined]  # the numbers are on disk before the count says so
+        n.flush()  # type: ignore[attr-defined]
         done += len(part)
         _write(place / _DONE, {"rows": done})
         if progress:
