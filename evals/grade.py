@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 HERE = Path(__file__).parent
 ROLES = ("system", "user", "assistant", "tool")
-FENCE = re.compile(r"^```json[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*```json\s*\n(.*?)^[ \t]*```\s*$", re.DOTALL | re.MULTILINE)
 Verdict = Literal["right", "wrong", "missing", "malformed"]
 
 
@@ -46,7 +46,7 @@ def read_transcript(text: str) -> list[dict[str, Any]]:
         Malformed: not JSON lines, or a line that is no message; says which.
     """
     messages = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -106,7 +106,9 @@ def is_right(answer: object, expected: Mapping[str, Any]) -> bool:
 
 
 def _is_number(answer: object) -> bool:
-    return isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return False
+    return abs(answer) <= sys.float_info.max and not math.isnan(answer)
 
 
 def _names(answer: object) -> list[str] | None:
@@ -134,7 +136,8 @@ def grade(task: Mapping[str, Any], transcript: str | None) -> Grade:
 
 def grade_all(tasks: Path, transcripts: Path) -> list[Grade]:
     """Every task of a folder."""
-    return [grade(json.loads(file.read_text("utf-8")), _text(transcripts / f"{file.stem}.jsonl")) for file in _files(tasks)]
+    found = [json.loads(file.read_text("utf-8")) for file in _files(tasks)]
+    return [grade(task, _text(transcripts / f"{task['id']}.jsonl")) for task in found]
 
 
 def _files(tasks: Path) -> list[Path]:
@@ -148,7 +151,7 @@ def _text(file: Path) -> str | None:
 def grade_triggers(queries: Sequence[Mapping[str, Any]], told: str) -> list[Grade]:
     """Whether the skill was loaded where it should be, and only there."""
     loaded: dict[str, object] = {}
-    for line in filter(str.strip, told.splitlines()):
+    for line in filter(str.strip, told.split("\n")):
         try:
             said = json.loads(line)
         except (ValueError, RecursionError):

@@ -245,13 +245,14 @@ def _cat(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-_Say = Callable[[str, Callable[[], "Tensor | Read"]], "Tensor | Read"]
+_Say = Callable[[str, Callable[[], Any]], Any]
 
 
-def _steps(progress: Progress | None, total: int) -> Callable:
+def _steps(progress: Progress | None, total: int) -> _Say:
+    """Does a piece of work and tells that it is done."""
     done = 0
 
-    def say(what, work):
+    def say(what: str, work: Callable[[], Any]) -> Any:
         nonlocal done
         found = work()
         done += 1
