@@ -100,7 +100,7 @@ SWEEPS: dict[str, Sweep] = {
         Context(m, p), attention_knockout.Arguments(model="m", prompts=p.prompts, sources=(0, 1, 2, 3), controls=0)
     ),
     "path patching": lambda m, p: path_patching.run(
-        Context(m, p), path_patching.Arguments(model="m", prompts=p.prompts, receivers=("logits", "L1H3.q"))
+        Context(m, p), path_patching.Arguments(model="m", prompts=p.prompts, receivers=("logits",))
     ),
 }
 

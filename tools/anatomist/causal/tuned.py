@@ -2,9 +2,10 @@
 
 n tokens, D model width, V vocabulary. With h a residual as a row, its map gives h A + b; the loss is the mean over
 tokens of KL(model || lens(h A + b)). A map begins as the identity. It is trained as h + u (z B + c) with z the residual
-whitened over the training tokens and u a fixed unit (the last residual's spread over D, so that
-Adam's rate is about the share of that spread which a token moves in a step): the few dimensions of
-huge activation that language models have would otherwise decide how fast everything else is learnt. B and c begin at 0.
+whitened over the training tokens and u a fixed unit (the median spread of the layer's own
+dimensions over D, so that Adam's rate is about the share of that spread which a token moves in a step): the few
+dimensions of huge activation that language models have would otherwise decide how fast all else is learnt, and a step
+sized by the last residual would swamp the small ones of early layers. B and c begin at 0.
 
 Source: Belrose et al., arXiv 2303.08112, section 3 (loss, identity start).
 """
@@ -99,8 +100,7 @@ def train(
     left = torch.ones(len(final), dtype=torch.bool)
     left[check.cpu()] = False
     usable = left.nonzero()[:, 0]
-    unit = float((widened(final[usable]) - widened(final[usable]).mean(0)).pow(2).mean().sqrt()) / final.shape[1]
-    trained = [_Trained(x[usable], unit, recipe) for x in residuals]
+    trained = [_Trained(x[usable], recipe) for x in residuals]
     every = max(1, recipe.steps // CHECKS)
     for step in range(recipe.steps + 1):
         if step % every == 0 or step == recipe.steps:
@@ -121,12 +121,12 @@ def train(
 class _Trained:
     """One map under training."""
 
-    def __init__(self, x: Float[Tensor, "n D"], unit: float, recipe: Recipe) -> None:
+    def __init__(self, x: Float[Tensor, "n D"], recipe: Recipe) -> None:
         from torch.optim import Adam
         from torch.optim.lr_scheduler import LinearLR
 
         x = widened(x)
-        self.mean, self.unit = x.mean(0), unit
+        self.mean, self.unit = x.mean(0), float(x.std(0).median()) / x.shape[1]
         self.into = _whitening(x - self.mean)
         self.change = x.new_zeros(x.shape[1], x.shape[1], requires_grad=True)
         self.shift = x.new_zeros(x.shape[1], requires_grad=True)

@@ -61,7 +61,7 @@ class Arguments(OnText):
     test_tokens: int = Field(default=512, ge=32, le=1_000_000, description="Held-out tokens to test on.")
     steps: int = Field(default=150, ge=1, le=100_000, description="Training steps.")
     batch: int = Field(default=64, ge=4, le=65_536, description="Tokens a step.")
-    rate: float = Field(default=0.2, gt=0, le=10, description="Adam's first rate, in spreads of the last residual.")
+    rate: float = Field(default=0.2, gt=0, le=10, description="Adam's first rate, in spreads of the layer's residual.")
     seeds: int = Field(default=1, ge=1, le=5, description="Trainings on other batches; the first one's maps are kept.")
     maps: str | None = Field(default=None, description="Run id of an earlier tuned_lens: use its maps, train none.")
     prompt: Text | None = Field(default=None, description="A prompt to read at its last token by both lenses.")
