@@ -137,7 +137,7 @@ QUESTIONS: tuple[Question, ...] = (
         "all programs", "ordering",
         "Four models see a whole row at once: {names}. One turns the row backwards, one puts different words in an "
         "order of its own, one says how often each word occurs in the row, one says which share of the words so far is "
-        "a certain word. Name the four in this order (backwards, order, how often, share).",
+        "a certain word. Name the four in this order (backwards, order, how often, share), like model-xyz.",
         truth.which_program, None, "there is nothing to recite: the order in which they are listed",
     ),
     Question(
@@ -157,13 +157,14 @@ QUESTIONS: tuple[Question, ...] = (
         SMOLLM2, "number",
         "Head {head} is set to zero at every position. By how much does the mean logit difference, first name less "
         "second at the end of the prompt, change (with its sign)? {pairs}. No BOS, float32.",
-        truth_smollm2.change_without_head, 0.0, "induction heads serve repeated text, not names", 0.03,
+        truth_smollm2.change_without_head, -2.0, "the pack's page on attribution patching, on other prompts", 0.03,
     ),
     Question(
-        SMOLLM2, "text",
-        "The prompt is '{twice}' (it starts with a space; each word is one token; no BOS). Which head attends most, "
-        "on average over the second occurrences, to the word that followed the first occurrence?",
-        truth_smollm2.strongest_induction, "L5H5", "an induction head of GPT-2 small",
+        SMOLLM2, "ordering",
+        "The prompt is '{twice}' (it starts with a space; each word is one token; no BOS). Which three heads attend "
+        "most, on average over the second occurrences, to the word that followed the first occurrence? The strongest "
+        "first.",
+        truth_smollm2.strongest_induction, ["L5H5", "L5H1", "L6H9"], "induction heads of GPT-2 small",
     ),
     Question(
         SMOLLM2, "number",

@@ -90,9 +90,9 @@ def induction_scores(model: Model) -> dict[str, float]:
     return found
 
 
-def strongest_induction(model: Model) -> str:
+def strongest_induction(model: Model) -> list[str]:
     scores = induction_scores(model)
-    return max(scores, key=lambda head: scores[head])
+    return sorted(scores, key=lambda head: -scores[head])[:3]
 
 
 def layer_of_the_city(model: Model) -> int:

@@ -173,12 +173,12 @@ def test_what_cannot_be_trained_is_refused(toy: Model) -> None:
 
 @pytest.mark.slow
 def test_smollm2_is_read_better_at_every_layer(smollm2: Model) -> None:
-    # Every fourth layer: maps are trained apart, so that the others add minutes and no new evidence.
+    # Some layers: maps are trained apart, so that the others add minutes and no new evidence.
     from pydoc_data.topics import topics
 
-    layers = (0, 4, 8, 12, 16, 20, 24, 28)
+    layers = (0, 8, 16, 22, 28)
     context = Context(smollm2, text=Corpus("topics", tuple(topics.values())))
-    arguments = Arguments(model="m", layers=layers, n_tokens=4096, steps=60, test_tokens=256, prompt="Paris is in")
+    arguments = Arguments(model="m", layers=layers, n_tokens=2500, steps=40, test_tokens=192, prompt="Paris is in")
     result = tuned_lens.run(context, arguments)
     tuned, logit = result.kl.column(TUNED) or (), result.kl.column(LOGIT) or ()
     assert all(t < own for t, own in zip(tuned[:-1], logit[:-1], strict=True))  # type: ignore[operator]
