@@ -148,27 +148,31 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return sorted(range(len(order)), key=lambda i: order[i])
 
 
-SPECS: Mapping[str, Circuit | str] = {
-    "plain": Circuit(),
-    "offset": Circuit(offset=3),
-    "look-alike": Circuit(copies=(0.0, 0.0)),
-    "shares": Circuit(copies=(0.6, 0.3)),
-    "soft": Circuit(sharpness=4.0),
-    "cipher": Circuit(cipher=True),
-    "negative": Circuit(copies=(-0.4,)),
-    "itself": Circuit(answers_itself=True),
-    "reverse": "tracr-reverse",
-    "sort": "tracr-sort-unique",
-    "hist": "tracr-hist",
-    "fraction": "tracr-frac-prevs",
-}
+def specs(seed: int) -> dict[str, Circuit | str]:
+    """What each model is; its sizes are drawn too, so that numbers do not carry over from one seed to the next."""
+    drawn = random.Random(f"sizes {seed}")
+    return {
+        "plain": Circuit(),
+        "offset": Circuit(offset=drawn.choice((2, 3, 4, 5))),
+        "look-alike": Circuit(copies=(0.0, 0.0)),
+        "shares": Circuit(copies=(drawn.randint(55, 80) / 100, drawn.randint(15, 45) / 100)),
+        "soft": Circuit(sharpness=drawn.randint(30, 50) / 10),
+        "cipher": Circuit(cipher=True),
+        "negative": Circuit(copies=(-0.4,)),
+        "itself": Circuit(answers_itself=True),
+        "reverse": "tracr-reverse",
+        "sort": "tracr-sort-unique",
+        "hist": "tracr-hist",
+        "fraction": "tracr-frac-prevs",
+    }
 
 
 def build_models(seed: int) -> dict[str, Built]:
     """Every model by what it is; the names they go by are drawn by the seed."""
-    names = words(random.Random(f"names {seed}"), len(SPECS))
+    wanted = specs(seed)
+    names = words(random.Random(f"names {seed}"), len(wanted))
     made = {}
-    for (what, spec), name in zip(SPECS.items(), names, strict=True):
+    for (what, spec), name in zip(wanted.items(), names, strict=True):
         make = program(spec, seed, f"model-{name}") if isinstance(spec, str) else circuit(spec, seed, f"model-{name}")
         made[what] = make
     return made

@@ -33,7 +33,7 @@ FORMS: Mapping[Kind, str] = {
 class Question:
     """One task before its models exist."""
 
-    model: str  # a key of `models.SPECS`, "all programs", or SMOLLM2
+    model: str  # a key of `models.specs`, "all programs", or SMOLLM2
     kind: Kind
     text: str
     measure: Callable[[Any], object]
@@ -79,7 +79,7 @@ QUESTIONS: tuple[Question, ...] = (
         "shares", "number",
         REPEATED + "Of the heads of layer 1 that lower the logit of the model's own first choice by more than 0.1 when "
         "set to zero alone at every position, take the one with the smallest loss. How large is it, in logits?",
-        truth.smallest_loss, 10.0, "the logit of ten that toy-induction's documentation gives", 0.1,
+        truth.smallest_loss, 10.0, "the logit of ten that toy-induction's documentation gives", 0.02,
     ),
     Question(
         "soft", "number",

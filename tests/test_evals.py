@@ -17,7 +17,7 @@ from anatomist.techniques.direct_logit_attribution import DirectLogitAttribution
 from evals import grade as grading
 from evals import truth_smollm2
 from evals.grade import grade, grade_triggers, is_right
-from evals.models import build_models
+from evals.models import Circuit, build_models, specs
 from evals.prepare import TASKS, prepare, recorded
 from evals.questions import is_smollm2, smollm2_tasks, toy_tasks
 
@@ -25,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 QUERIES: list[dict[str, Any]] = json.loads((ROOT / "evals" / "triggers.json").read_text())
 RECORDED = {task["id"]: task for task in recorded()}
 TOY = [task for task in RECORDED.values() if not is_smollm2(task)]
+COUNT: dict[str, Any] = {
+    "id": "task-99", "answer": {"kind": "number", "value": 3, "tolerance": 0}, "recited": {"value": 1, "source": "none"}
+}  # fmt: skip
 EVERY = pytest.mark.parametrize("task", RECORDED.values(), ids=RECORDED)
 SEEDS = (0, 1, 2)
 
@@ -94,16 +97,19 @@ def test_every_kept_answer_about_smollm2_is_what_the_model_gives(smollm2: Model)
 def test_what_is_measured_is_what_was_built(seeded: tuple[int, dict[str, dict[str, Any]]]) -> None:
     """The answers are measured from runs alone; how the circuit was built is another road to them."""
     seed, tasks = seeded
+    offset, shares = (spec for what, spec in specs(seed).items() if what in ("offset", "shares"))
+    assert isinstance(offset, Circuit)
+    assert isinstance(shares, Circuit)
     built = build_models(seed)
     truth = {what: made.truth for what, made in built.items() if made.truth}
     answers = {name: task["answer"]["value"] for name, task in tasks.items()}
     plain = truth["plain"]
     assert set(answers["task-01"]) == {plain.previous, plain.inducer}
     assert answers["task-02"] == [plain.previous, plain.inducer, "k"]
-    assert answers["task-03"] == 3
+    assert answers["task-03"] == offset.offset
     assert answers["task-04"] == [truth["look-alike"].inducer]
     assert answers["task-05"] == [truth["shares"].inducer, *truth["shares"].copies]
-    assert answers["task-06"] == pytest.approx(3, abs=1e-3)  # a share of 0.3 of the logit of 10
+    assert answers["task-06"] == pytest.approx(10 * shares.copies[1], abs=1e-3)  # of the logit of 10
     assert answers["task-09"] == list(truth["negative"].copies)
     assert answers["task-10"] == []
     strings = built["cipher"].form.strings
@@ -147,10 +153,11 @@ def test_the_packs_own_attribution_answers_a_task_about_smollm2(tmp_path: Path) 
 
 
 @pytest.mark.negative_control
-def test_another_seed_has_other_answers() -> None:
-    first, second = ({t["id"]: t["answer"]["value"] for t in toy_tasks(seed)} for seed in SEEDS[:2])
-    assert sum(first[name] != second[name] for name in first) >= 5
-    assert first["task-13"] != second["task-13"]
+def test_only_four_answers_about_built_models_are_the_same_for_every_seed() -> None:
+    """No head at all, and layers or parts of whole programs; the others are drawn, and may meet now and then."""
+    found = [{t["id"]: json.dumps(t["answer"]["value"]) for t in toy_tasks(seed)} for seed in range(6)]
+    the_same = {name for name in found[0] if len({answers[name] for answers in found}) == 1}
+    assert the_same == {"task-10", "task-11", "task-12", "task-14"}
 
 
 @pytest.mark.negative_control
@@ -234,17 +241,16 @@ def test_what_counts_as_right(expected: dict[str, Any], right: list[object], wro
     ],
 )
 def test_a_malformed_transcript_fails_and_says_why(text: str, says: str) -> None:
-    found = grade(RECORDED["task-03"], text)
+    found = grade(COUNT, text)
     assert found.verdict == "malformed"
     assert says in found.said
 
 
 def test_only_the_assistants_last_block_counts() -> None:
-    task = RECORDED["task-03"]  # the answer is 3
     block = "```json\n{\"answer\": %d}\n```"
 
     def verdict(*messages: tuple[str, str]) -> str:
-        return grade(task, "\n".join(json.dumps({"role": r, "text": t}) for r, t in messages)).verdict
+        return grade(COUNT, "\n".join(json.dumps({"role": r, "text": t}) for r, t in messages)).verdict
 
     assert verdict(("assistant", block % 1 + "\nno:\n" + block % 3)) == "right"
     assert verdict(("assistant", block % 3 + "\nno:\n" + block % 1)) == "wrong"
@@ -254,7 +260,7 @@ def test_only_the_assistants_last_block_counts() -> None:
 
 
 def test_a_line_separator_within_a_text_does_not_end_the_line() -> None:
-    assert grade(RECORDED["task-03"], transcript(3, said="so\u2028it is")).verdict == "right"
+    assert grade(COUNT, transcript(3, said="so\u2028it is")).verdict == "right"
 
 
 def test_the_exit_status_says_whether_all_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,9 +51,10 @@ async def investigate(caller: Caller, *, n: int, seed: int, report: Path) -> Dem
     """Set up, design, look, analyse, validate, report."""
     prompts, on = await _set_up(caller, n, seed)
     heads = await _look(caller, prompts, on)
-    chosen = necessary_heads(heads)
+    alone = await _alone(caller, on, moved(heads))
+    chosen = needed(alone, moved(heads))
     hypothesis = await _predict(caller, on, chosen)
-    runs = [_run(heads), *await _test(caller, on, chosen)]
+    runs = [_run(heads), _run(alone), *await _test(caller, on, chosen)]
     verdict = await _validate(caller, on, hypothesis, chosen, runs, searched=_searched(heads))
     written = await caller.call("write_report", {"investigation": on["investigation"], "path": str(report)}, Written)
     return Demo(chosen, verdict, written)
@@ -91,13 +92,18 @@ async def _look(caller: Caller, prompts: PromptsMade, on: dict[str, object]) -> 
     )
 
 
+async def _alone(caller: Caller, on: dict[str, object], heads: tuple[str, ...]) -> AblationResult:
+    """Each of the heads that noising names, ablated alone: one intervention is not enough to call a head needed."""
+    return await caller.call("ablate", {**on, "heads": heads, "ablation": "resample", "together": False}, AblationResult)
+
+
 async def _predict(caller: Caller, on: dict[str, object], chosen: tuple[str, ...]) -> str:
     """Phase 4: what the heads look at, the decision, and a prediction before the held-out prompts are used."""
     named, record = ", ".join(chosen), {"investigation": on["investigation"]}
     await caller.call("attention_patterns", {**on, "heads": chosen}, AttentionPatternsResult)
     decision = {
         "text": f"Test {named}.",
-        "why": "Noising them at the last token costs most, and each survives the correction for all heads searched.",
+        "why": "Noising them at the last token costs most, and each is missed when ablated alone, after correction.",
     }
     await caller.call("run_technique", {"name": "log_decision", "arguments": {**record, **decision}}, Logged)
     words = {
@@ -106,7 +112,7 @@ async def _predict(caller: Caller, on: dict[str, object], chosen: tuple[str, ...
         "falsified_by": f"The loss on unseen names stays below {LARGE:.0%}, or random sets of heads lose as much.",
         "rivals": [
             "They keep the sentence grammatical, and the name is chosen elsewhere.",
-            "Any five late heads would do as much damage.",
+            "Any late heads would do as much damage.",
         ],
     }
     given = {**record, **words, "components": chosen, "minimum_effect": LARGE, "plan": ["ablate", "validate_finding"]}
@@ -133,10 +139,16 @@ async def _validate(
     return await caller.call("validate_finding", {**record, "finding": finding, "n": 32}, Validated)
 
 
-def necessary_heads(heads: PatchingResult) -> tuple[str, ...]:
-    """The heads whose noising takes most from the metric and survives the correction: the discovery to be tested."""
+def moved(heads: PatchingResult) -> tuple[str, ...]:
+    """The heads whose noising takes most from the metric and survives the correction."""
     negative = [s.cell for s in heads.stand_out if s.change.mean < 0]
     return tuple(negative[:HEADS])
+
+
+def needed(alone: AblationResult, heads: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of them that are also missed when another sentence's activations replace theirs: what is to be tested."""
+    missed = {s.cell for s in alone.stand_out if s.change.mean < 0}
+    return tuple(head for head in heads if head in missed)
 
 
 def _searched(heads: PatchingResult) -> int:

@@ -142,7 +142,7 @@ def seeds(case: Case) -> Check:
     effects, n = [], max(LEAST_DRAWN, case.setting.n // 2)
     for step in range(1, case.setting.seeds + 1):
         setting = replace(case.setting, seed=case.setting.seed + step)
-        handle = case.bench.fresh_prompts(case.task, case.model, setting.n // 2, setting.seed)
+        handle = case.bench.fresh_prompts(case.task, case.model, n, setting.seed)
         effects.append(measure(case.bench, case.finding, Where(case.model, handle, "held_out"), setting))
     shares = [e.share for e in effects]
     passed = min(shares) >= case.finding.minimum_effect
