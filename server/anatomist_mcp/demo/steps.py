@@ -94,7 +94,8 @@ async def _look(caller: Caller, prompts: PromptsMade, on: dict[str, object]) -> 
 
 async def _alone(caller: Caller, on: dict[str, object], heads: tuple[str, ...]) -> AblationResult:
     """Each of the heads that noising names, ablated alone: one intervention is not enough to call a head needed."""
-    return await caller.call("ablate", {**on, "heads": heads, "ablation": "resample", "together": False}, AblationResult)
+    arguments = {**on, "heads": heads, "ablation": "resample", "together": False}
+    return await caller.call("ablate", arguments, AblationResult)
 
 
 async def _predict(caller: Caller, on: dict[str, object], chosen: tuple[str, ...]) -> str:

@@ -6,6 +6,8 @@ run_technique calls one that is not a tool of its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from ..catalog import Entry
@@ -19,6 +21,7 @@ TITLE = "List techniques"
 WHERE: Where = "server"
 READ_ONLY = True
 DESTRUCTIVE = False
+MOST_OPERATIONS = 40  # listed at once: all of them
 
 
 class Arguments(Frozen):
@@ -28,7 +31,7 @@ class Arguments(Frozen):
 
 
 class TechniqueLine(Frozen):
-    """One technique, or an operation beside them (models, prompts, runs, investigations)."""
+    """One technique or operation."""
 
     name: str
     title: str
@@ -40,14 +43,15 @@ class Techniques(Outcome):
     """Techniques, the best match first."""
 
     techniques: tuple[TechniqueLine, ...]
+    operations: tuple[TechniqueLine, ...] = Field(
+        description="Operations beside them (models, prompts, runs, investigations), called in the same way."
+    )
     total: int
     next_offset: int | None
 
 
 def run(desk: Desk, arguments: Arguments, progress: Progress) -> Techniques:
-    entries = [*desk.catalog.entries("technique"), *desk.catalog.entries("operation")]
-    if arguments.question:
-        entries = Ranking({e.name: _words(e) for e in entries}).best(arguments.question, entries, lambda e: e.name)
+    entries, operations = (_matching(desk, kind, arguments.question) for kind in ("technique", "operation"))
     end = arguments.offset + arguments.limit
     page = entries[arguments.offset : end]
     names = ", ".join(e.name for e in page)
@@ -55,12 +59,22 @@ def run(desk: Desk, arguments: Arguments, progress: Progress) -> Techniques:
     return Techniques(
         summary=f"{len(entries)} techniques{' match' if arguments.question else ''}: {names}. "
         "Next: describe_technique." if page else nothing,
-        techniques=tuple(
-            TechniqueLine(name=e.name, title=e.title, does=e.headline, answers=e.questions) for e in page
-        ),
+        techniques=tuple(map(_line, page)),
+        operations=tuple(map(_line, operations[:MOST_OPERATIONS])),
         total=len(entries),
         next_offset=end if end < len(entries) else None,
     )
+
+
+def _matching(desk: Desk, kind: Literal["technique", "operation"], question: str | None) -> list[Entry]:
+    entries = list(desk.catalog.entries(kind))
+    if not question:
+        return entries
+    return Ranking({e.name: _words(e) for e in entries}).best(question, entries, lambda e: e.name)
+
+
+def _line(entry: Entry) -> TechniqueLine:
+    return TechniqueLine(name=entry.name, title=entry.title, does=entry.headline, answers=entry.questions)
 
 
 def _words(entry: Entry) -> tuple[tuple[float, str], ...]:
