@@ -85,7 +85,9 @@ def _wandb(
     with wandb.init(
         project=project, name=run, config=dict(config), mode=mode, dir=folder, settings=wandb.Settings(silent=True)
     ) as opened:
-        opened.log({**metrics, **({"picture": wandb.Image(str(picture))} if picture else {})})
+        opened.log(dict(metrics))
+        if picture:  # as a file: logging it as a picture would need another package
+            opened.save(str(picture), base_path=str(picture.parent), policy="now")
 
 
 def _mlflow(
