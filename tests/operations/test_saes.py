@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from anatomist.dictionaries.releases import plain_name, releases_for, same_model
-from anatomist.errors import BadArguments, OutsideRoots, UnknownName
+from anatomist.errors import BadArguments, OutsideRoots, UnknownName, WouldNotFit
 from anatomist.host import Host
 from anatomist.operations import feature_dashboard, list_saes, load_sae
 from anatomist.techniques.encode_sae import EncodeSaeResult
@@ -130,3 +130,14 @@ def test_a_dashboard_goes_nowhere_else(host: Host, tmp_path: Path) -> None:
         host.call("feature_dashboard", {**call, "path": str(tmp_path / "page.html")})
     with pytest.raises(BadArguments, match="has features 0 to 59"):
         host.call("feature_dashboard", {**call, "features": [60]})
+
+
+def test_a_dictionary_larger_than_the_free_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    from anatomist.dictionaries.toy import toy_sae
+
+    toy_sae("toy-induction-l1").save_model(tmp_path / "huge")
+    with (tmp_path / "huge" / "sae_weights.safetensors").open("r+b") as weights:
+        weights.truncate(2**42)  # a hole: it takes no place on the disk
+    host = Host(tmp_path / "workspace", allow=[tmp_path])
+    with pytest.raises(WouldNotFit, match="needs about 8,388,608 MiB.*choose a narrower one"):
+        host.call("load_sae", {"sae": str(tmp_path / "huge"), "model": "toy-induction", "text": TEXT})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from ..devices import memory_available
 from ..errors import BadPrompts, CorruptFile, UnknownName, WouldNotFit
 from ..model.protocol import Model
 from ..model.sites import parse_site
@@ -22,7 +23,7 @@ from .fit import check_fit
 from .mismatch import diagnosis
 from .protocol import Dictionary, DictionaryInfo
 from .quality import Quality, measure_quality
-from .sources import find, is_folder, shipped
+from .sources import Found, find, is_folder, shipped
 
 MEASURED_TOKENS, MEASURED_WIDTH = 512, 128
 Progress = Callable[[float, float, str], None]
@@ -69,7 +70,8 @@ class Held:
         """Load, check that it fits the model, and measure it there; the same request returns what is loaded.
 
         Raises:
-            BadArguments, BadSite: it does not belong to this model. And all of `saelens.load_dictionary`.
+            BadArguments, BadSite: it does not belong to this model. WouldNotFit: it is larger than the free memory.
+            And all of `saelens.load_dictionary`.
         """
         for entry in self._entries.values():
             if entry.loaded.request == request and entry.loaded.model == model_handle:
@@ -78,7 +80,9 @@ class Held:
 
         progress(0, 1, f"loading {request.sae}")
         site = None if request.site is None else parse_site(request.site)
-        handle = self._free(find(request.sae).name)
+        source = find(request.sae)
+        _check_room(source)
+        handle = self._free(source.name)
         found = load_dictionary(request.sae, model=model, site=site, dtype=request.dtype, handle=handle)
         cautions = list(check_fit(found.info, model.info, other_model=request.other_model))
         quality = None
@@ -174,13 +178,14 @@ def measured_tokens(model: Model, info: DictionaryInfo, text: Corpus | None) -> 
     return rows(text, model, width=width, n_tokens=MEASURED_TOKENS, bos=info.bos)
 
 
-def check_room(need: int, free: int, name: str) -> None:
+def _check_room(found: Found) -> None:
     """
     Raises:
-        WouldNotFit: the weights are larger than the free memory.
+        WouldNotFit: the weights are larger than the free memory. What is not on this disk yet is not known.
     """
+    need, free = 2 * found.weight_bytes, memory_available()  # the file, and its numbers as they are computed with
     if need > free:
         raise WouldNotFit(
-            f"the dictionary {name} needs about {need / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are free. Unload a "
-            "model or a dictionary, or choose a narrower one."
+            f"the dictionary {found.name} needs about {need / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are free. Unload a model or a "
+            "dictionary, or choose a narrower one."
         )

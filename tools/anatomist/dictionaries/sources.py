@@ -32,6 +32,11 @@ class Found:
     release: Released | None
     figures: ReleaseFigures
 
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights' file; 0 where it is not on this disk."""
+        return 0 if self.folder is None else (self.folder / WEIGHTS).stat().st_size
+
     def unreachable(self, error: OSError) -> Unavailable | CorruptFile:
         """What a failing read means."""
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
