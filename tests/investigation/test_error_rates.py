@@ -9,17 +9,20 @@ are Clopper and Pearson's.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
 import pytest
+import torch
 from anatomist.investigation.bench import Setting
 from anatomist.investigation.checks import run_check
 from anatomist.investigation.record import CHECKS, CheckName, Finding
 from anatomist.investigation.verdict import verdict_of
+from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction
+from anatomist.model.backends.toy_words import Words
 from anatomist.model.protocol import Model
 from anatomist.prompts.prompt_set import Prompt
 
@@ -27,6 +30,7 @@ from .on_toys import IDLE_HEADS, TRUE_HEADS, MemoryBench, Spoil, case, finding
 
 SETTING = Setting(n=32, controls=39, seeds=2)
 SHARPNESS = (40.0, 12.0, 8.0, 6.0)  # hard attention to one that is right nine times in ten
+APART = 20  # id of a token that no prompt holds, in the models that have one
 ORDER: tuple[CheckName, ...] = ("baseline", "causal", "held_out", "effect_size", "specific", "seeds", "alternatives")
 
 
@@ -117,9 +121,13 @@ def test_of_ten_true_claims_nine_or_more_are_validated() -> None:
     assert sum(verdict(true(i)) == "validated" for i in range(10)) >= 9
 
 
-def swapped_throughout(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
-    """A task that the model never does: its heads are needed for the opposite."""
-    return tuple(p.model_copy(update={"answer": p.wrong, "wrong": p.answer}) for p in prompts)
+def not_quite_done(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """A task that the model does on three held-out prompts of four, and on the fourth its opposite."""
+    held_out = any(p.template == "a quarter" for p in prompts)
+    return tuple(
+        p.model_copy(update={"answer": p.wrong, "wrong": p.answer}) if held_out and i % 4 == 3 else p
+        for i, p in enumerate(prompts)
+    )
 
 
 def swapped_in_discovery(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
@@ -128,17 +136,30 @@ def swapped_in_discovery(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, 
     return tuple(prompts) if held_out else swapped(prompts, seed)
 
 
+def unrepeated(p: Prompt) -> Prompt:
+    """The second copy of the run becomes other tokens: nothing to continue, and both answers stand in the first."""
+    clean, corrupted = list(p.clean), list(p.corrupted or p.clean)
+    half = p.roles["END"] + 1 - len(set(clean))  # tokens of the second copy
+    first = clean[: len(clean) - half]
+    spare = [t for t in range(20) if t not in first][:half]
+    other = next(t for t in reversed(first) if t != p.answer)  # L1H2 leaves out the first position
+    sides = {"clean": (*first, *spare), "corrupted": (*corrupted[: len(first)], *spare)}
+    return p.model_copy(update={**sides, "wrong": other})
+
+
 def not_on_the_kept_back_template(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
-    """L0H1 is needed on the templates of discovery; on the other one nothing repeats, and L1H2 copies from anywhere."""
+    """There the answer is the token apart, likely whatever the heads do, against one that neither side holds."""
 
-    def unrepeated(p: Prompt) -> Prompt:
-        clean, corrupted = list(p.clean), list(p.corrupted or p.clean)
-        half = p.roles["END"] + 1 - len(set(clean))  # tokens of the second copy
-        first = clean[: len(clean) - half]
-        spare = [t for t in range(20) if t not in (*first, p.wrong)][:half]
-        return p.model_copy(update={"clean": (*first, *spare), "corrupted": (*corrupted[: len(first)], *spare)})
+    def likely_anyway(p: Prompt) -> Prompt:
+        held = {*p.clean, *(p.corrupted or ())}
+        return p.model_copy(update={"answer": APART, "wrong": next(t for t in range(APART) if t not in held)})
 
-    return tuple(unrepeated(p) if p.template == "a quarter" else p for p in prompts)
+    return tuple(likely_anyway(p) if p.template == "a quarter" else p for p in prompts)
+
+
+def on_one_draw_only(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    """The behaviour is there on the first draw of prompts (trials have seeds ten apart), and on no other."""
+    return tuple(prompts) if seed % 10 == 0 else tuple(unrepeated(p) for p in prompts)
 
 
 def swapped_here_and_there(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
@@ -150,22 +171,48 @@ def swapped_here_and_there(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt
     )
 
 
+def with_a_token_apart(seed: int) -> ToyModel:
+    """The circuit, and one more token: no task draws it, and its logit is 5 on every prompt."""
+    model = induction(vocabulary=APART + 1, sharpness=SHARPNESS[seed % len(SHARPNESS)], seed=seed)
+    bias = torch.zeros(APART + 1)
+    bias[APART] = 5.0
+    strings = (*(f"t{i}" for i in range(APART)), "<apart>")  # a marker
+    return ToyModel(replace(model.weights, unembedding_bias=bias), name=f"toy-apart-{seed}", words=Words(strings))
+
+
+def suppressor(seed: int) -> ToyModel:
+    """The same, but L1H2 holds every token but the one apart down, the one it reads half as much as the others.
+
+    Without it the logit difference is gone, and the answer is likelier than before.
+    """
+    model = with_a_token_apart(seed)
+    held_down = 10.0 * (torch.eye(APART + 1) - 2)
+    held_down[:, APART] = 0
+    unembedding = model.weights.unembedding.clone()
+    unembedding[unembedding.any(1)] = held_down  # the rows of the output block
+    weights = replace(model.weights, unembedding=unembedding)
+    return ToyModel(weights, name=f"toy-suppressor-{seed}", words=model.words)
+
+
 @pytest.mark.negative_control
 @pytest.mark.parametrize(
-    ("off", "claim", "spoil"),
+    ("off", "claim", "spoil", "made"),
     [
-        (["baseline", "alternatives"], finding(), swapped_throughout),  # the second metric guards against it too
-        (["causal"], finding(), swapped_in_discovery),
-        (["specific"], finding(("L1H2", "L1H1")), as_drawn),
-        # one of two serial heads is not specific: the other weighs more
-        (["held_out", "specific"], finding(("L0H1",), minimum_effect=0.3), not_on_the_kept_back_template),
-        (["effect_size"], finding(minimum_effect=0.8), swapped_here_and_there),
+        ("baseline", finding(minimum_effect=0.1), not_quite_done, variant),
+        ("causal", finding(), swapped_in_discovery, variant),
+        ("specific", finding(("L1H2", "L1H1")), as_drawn, variant),
+        ("held_out", finding(), not_on_the_kept_back_template, with_a_token_apart),
+        ("seeds", finding(), on_one_draw_only, variant),
+        ("effect_size", finding(minimum_effect=0.8), swapped_here_and_there, variant),
+        ("alternatives", finding(ablation="zero"), as_drawn, suppressor),
     ],
 )
-def test_without_a_check_a_null_made_for_it_is_validated(off: list[CheckName], claim: Finding, spoil: Spoil) -> None:
-    trials = [Trial("made for it", variant(i), claim, spoil, i) for i in range(3)]
+def test_without_a_check_a_null_made_for_it_is_validated(
+    off: CheckName, claim: Finding, spoil: Spoil, made: Callable[[int], Model]
+) -> None:
+    trials = [Trial("made for it", made(i), claim, spoil, 10 * i) for i in range(3)]
     assert [verdict(t) == "validated" for t in trials] == [False] * 3
-    assert sum(verdict(t, without=off) == "validated" for t in trials) >= 2
+    assert sum(verdict(t, without=[off]) == "validated" for t in trials) >= 2
 
 
 @pytest.mark.slow

@@ -38,3 +38,7 @@ class Setting:
 
 class NotApplicable(AnatomistError):
     """A check that cannot be made of this finding; the text says why."""
+
+
+class NoBehaviour(NotApplicable):
+    """The metric is 0 on these prompts: there is nothing to lose or to bring back."""

@@ -12,7 +12,7 @@ from typing import cast
 
 from ..errors import BadPrompts
 from ..techniques.check_prompts import PromptCheck
-from .bench import Bench, NotApplicable, Setting
+from .bench import Bench, NoBehaviour, NotApplicable, Setting
 from .intervention import Effect, Where, measure
 from .record import Check, CheckName, Finding, Hypothesis, Investigation
 
@@ -136,21 +136,28 @@ def held_out(case: Case) -> Check:
 
 
 def seeds(case: Case) -> Check:
-    """It holds on several independent draws of prompts."""
+    """It holds on several independent draws of prompts; on a draw that does not show the behaviour it does not hold."""
     if case.task is None:
         raise NotApplicable("prompts of this investigation cannot be drawn again.")
-    effects, n = [], max(LEAST_DRAWN, case.setting.n // 2)
+    least, n = case.finding.minimum_effect, max(LEAST_DRAWN, case.setting.n // 2)
+    effects, absent = [], 0
     for step in range(1, case.setting.seeds + 1):
         setting = replace(case.setting, seed=case.setting.seed + step)
         handle = case.bench.fresh_prompts(case.task, case.model, n, setting.seed)
-        effects.append(measure(case.bench, case.finding, Where(case.model, handle, "held_out"), setting))
-    shares = [e.share for e in effects]
-    passed = min(shares) >= case.finding.minimum_effect
+        try:
+            effect = measure(case.bench, case.finding, Where(case.model, handle, "held_out"), setting)
+        except NoBehaviour:
+            absent += 1
+            continue
+        effects.append(effect)
+        absent += not effect.there
+    passed = not absent and min(e.share for e in effects) >= least
+    missing = f" On {absent} the model does not show the behaviour." if absent else ""
     reason = (
-        f"shares {', '.join(f'{s:.2f}' for s in shares)} on {len(shares)} draws of {n} prompts; "
-        f"each must reach {case.finding.minimum_effect:.2f}."
+        f"shares {', '.join(f'{e.share:.2f}' for e in effects) or 'none'} on {case.setting.seeds} draws of {n} "
+        f"prompts; each must reach {least:.2f}.{missing}"
     )
-    figures = {f"draw {i + 1}": share for i, share in enumerate(shares)}
+    figures = {f"draw {i + 1}": e.share for i, e in enumerate(effects)}
     return _check("seeds", passed, reason, figures, *(e.run for e in effects))
 
 
@@ -180,7 +187,7 @@ def alternatives(case: Case) -> Check:
         tried.append(("probability", measure(case.bench, finding, where, case.setting, metric="prob")))
     if not tried:
         raise NotApplicable("a direct claim has one measurement; its rivals are on the ledger.")
-    passed = all(effect.share > 0 for _, effect in tried)
+    passed = all(effect.share > 0 and (effect.low is None or effect.low > 0) for _, effect in tried)
     mirror = _mirror(case)
     rivals = f" Rivals on the ledger: {'; '.join(case.hypothesis.rivals)}." if case.hypothesis.rivals else ""
     reason = "; ".join(f"{name}: {effect}" for name, effect in tried) + f". {mirror[0]}{rivals}"

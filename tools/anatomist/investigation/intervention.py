@@ -22,7 +22,7 @@ from ..result import Estimate
 from ..techniques.ablate import AblationResult
 from ..techniques.direct_logit_attribution import DirectLogitAttributionResult
 from ..techniques.patch_activations import PatchingResult
-from .bench import Bench, NotApplicable, Setting
+from .bench import Bench, NoBehaviour, NotApplicable, Setting
 from .record import ClaimKind, Finding
 
 
@@ -62,6 +62,7 @@ def measure(
 
     Raises:
         NotApplicable: this kind of claim has no intervention here, or the components are of several kinds.
+        NoBehaviour: the metric is 0 on these prompts.
     """
     site, named = components(finding)
     common = {
@@ -113,7 +114,7 @@ def _share(
     """The joint change over `base`, so that what was claimed is positive."""
     joint = result.joint[0]
     if not base:
-        raise NotApplicable(f"the behaviour is not there on these prompts ({run}): the metric has nothing to lose.")
+        raise NoBehaviour(f"the behaviour is not there on these prompts ({run}): the metric has nothing to lose.")
     scale = sign / base
     ends = sorted(scale * end for end in (joint.change.low, joint.change.high) if end is not None)
     controls = tuple(scale * c for c in joint.control_changes)
