@@ -23,8 +23,8 @@ from anatomist.model.tokens import Tokens
 from .clock import timed
 
 WIDTH, TOKENS, FEATURES, K = 128, 10_000, 4096, 32
-BATCH, STEPS, REPEATS = 2048, 12, 3
-SMALL = 16_384  # tokens that both ways read and train on, from text to dictionary
+BATCH, STEPS, REPEATS = 2048, 12, 2
+SMALL = 8192  # tokens that both ways read and train on, from text to dictionary
 BUDGET = 2**29
 
 

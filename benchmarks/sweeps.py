@@ -28,19 +28,19 @@ class Case(NamedTuple):
     grid: Grid
     length: int
     prompts: int
-    repeats: int = 1
     whole: tuple[str, ...] = ()  # the ways that compute the whole grid; the others compute some of its cells
-    slow_repeats: int = 1  # of the ways with one pass a cell
+    repeats: tuple[tuple[str, int], ...] = ()  # of a way, by its name; the others run once
 
 
-ALL = ("anatomist", "TransformerLens bridge", "nnterp", "bare hooks")
+OURS, LENS = "anatomist", "TransformerLens bridge"
+ALL = (OURS, LENS, "nnterp", "bare hooks")
 WHOLE = [
-    Case("residual", 14, 1, 5, ALL, 2),
-    Case("head", 14, 1, 5, ALL, 1),
-    Case("residual", 14, 32, 1, ("anatomist",)),
-    Case("head", 14, 32, 1, ("anatomist",)),
-    Case("head x position", 14, 1, 1, ("anatomist",)),
-    Case("neuron", 14, 1, 1, ("anatomist",)),
+    Case("residual", 14, 1, ALL, ((OURS, 5), (LENS, 2))),
+    Case("head", 14, 1, ALL, ((OURS, 5),)),
+    Case("residual", 14, 32, (OURS,)),
+    Case("head", 14, 32),
+    Case("head x position", 14, 1, (OURS,)),
+    Case("neuron", 14, 1, (OURS,)),
 ]
 SAMPLED = [
     Case("residual", length, prompts)
@@ -49,7 +49,7 @@ SAMPLED = [
     if (length, prompts) not in ((14, 1), (14, 32))
 ]
 GRIDS: tuple[Grid, ...] = ("residual", "head", "head x position", "neuron")
-FULL = [Case(grid, 14, prompts, 3, ALL, 3) for grid in GRIDS[:2] for prompts in (1, 32)] + [
+FULL = [Case(grid, 14, prompts, ALL, tuple((way, 3) for way in ALL)) for grid in GRIDS[:2] for prompts in (1, 32)] + [
     Case(grid, length, prompts)
     for grid in GRIDS
     for length in (14, 32, 64, 128)
@@ -119,22 +119,24 @@ def _with_sharing(ways: Sequence[Way], task: Task) -> Iterator[Way]:
 
 def _time(way: Way, task: Task, case: Case, anatomy: Anatomy) -> Timing:
     """Seconds for the whole grid, or for a part of it: by arithmetic for the engine, by cells for one pass a cell."""
-    repeats = case.repeats if way.at_once else case.slow_repeats
-    if way.name.split(",")[0] in case.whole:
-        return _measure(way, task, list(range(task.whole)), repeats, 1.0)
+    name = way.name.split(",")[0]
+    repeats, warm = dict(case.repeats).get(name, 1), pass_flops(task, anatomy) <= ONE_BY_ONE_FLOPS
+    if name in case.whole:
+        return _measure(way, task, list(range(task.whole)), repeats, 1.0, warm)
     part = sample(task, anatomy, SAMPLED_FLOPS)
     numbered = {cell: i for i, cell in enumerate(task.cells)}
     chosen = [numbered[cell] for cell in part.cells]
     if way.at_once:
-        return _measure(way, part, chosen, repeats, flops(part, anatomy) / flops(task, anatomy))
+        return _measure(way, part, chosen, repeats, flops(part, anatomy) / flops(task, anatomy), warm)
     n = min(ONE_BY_ONE, max(2, int(ONE_BY_ONE_FLOPS / pass_flops(task, anatomy))))
     few = chosen[:: max(1, len(chosen) // n)][:n]
-    return _measure(way, task.some(few), few, repeats, len(few) / task.whole)
+    return _measure(way, task.some(few), few, repeats, len(few) / task.whole, warm)
 
 
-def _measure(way: Way, task: Task, chosen: list[int], repeats: int, share: float) -> Timing:
-    way.prepare(task)
-    way.cells(task, task.cells[:1])  # what is made once, at the first use
+def _measure(way: Way, task: Task, chosen: list[int], repeats: int, share: float, warm: bool) -> Timing:
+    if warm:  # what is made once, at the first use; nothing beside passes that take seconds each
+        way.prepare(task)
+        way.cells(task, task.cells[:1])
     seconds, values = [], torch.empty(0)
     for _ in range(repeats):
         prepared, _none = timed(lambda: way.prepare(task))
