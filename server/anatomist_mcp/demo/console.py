@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from anatomist.catalog import CATALOG
 from anatomist.errors import AnatomistError
 from anatomist.result import Frozen
 from mcp import Client
@@ -57,8 +56,3 @@ class Caller:
         self.console.print(f"[green]✓[/green] [bold]{name}[/bold] [dim]{took:.1f} s[/dim]")
         self.console.print(f"   [dim]{told[:SHOWN]}{'…' if len(told) > SHOWN else ''}[/dim]", soft_wrap=False)
         return result
-
-
-def result_type(name: str) -> type[Frozen]:
-    """The class a tool's structured result is read as."""
-    return CATALOG.find(name).result

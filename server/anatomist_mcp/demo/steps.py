@@ -42,7 +42,6 @@ ROLES = ["IO", "S1", "S2", "END"]
 class Demo:
     """What it came to."""
 
-    chosen: tuple[str, ...]
     verdict: Validated
     report: Written
 
@@ -57,7 +56,7 @@ async def investigate(caller: Caller, *, n: int, seed: int, report: Path) -> Dem
     runs = [_run(heads), _run(alone), *await _test(caller, on, chosen)]
     verdict = await _validate(caller, on, hypothesis, chosen, runs, searched=_searched(heads))
     written = await caller.call("write_report", {"investigation": on["investigation"], "path": str(report)}, Written)
-    return Demo(chosen, verdict, written)
+    return Demo(verdict, written)
 
 
 async def _set_up(caller: Caller, n: int, seed: int) -> tuple[PromptsMade, dict[str, object]]:

@@ -24,19 +24,9 @@ def residual_bytes(s: Sizes, rows: int, tokens: int) -> int:
     return rows * tokens * s.layers * s.d_model * s.item_bytes
 
 
-def pattern_bytes(s: Sizes, rows: int, tokens: int) -> int:
-    """Attention patterns at every layer: B L H T^2 s."""
-    return rows * s.layers * s.heads * tokens**2 * s.item_bytes
-
-
 def head_bytes(s: Sizes, rows: int, tokens: int) -> int:
     """Head outputs before the output matrix (z) at every layer: B T L H h s."""
     return rows * tokens * s.layers * s.heads * s.d_head * s.item_bytes
-
-
-def head_result_bytes(s: Sizes, rows: int, tokens: int) -> int:
-    """Each head's own write to the residual at every layer: B T L H d s."""
-    return rows * tokens * s.layers * s.heads * s.d_model * s.item_bytes
 
 
 def logit_bytes(s: Sizes, rows: int, tokens: int) -> int:
@@ -83,11 +73,6 @@ def block_at_work_bytes(s: Sizes, rows: int, tokens: int) -> int:
 def dictionary_parameters(d_in: int, d_sae: int) -> int:
     """A sparse autoencoder: 2 d d_sae + d_sae + d."""
     return 2 * d_in * d_sae + d_sae + d_in
-
-
-def dictionary_training_bytes(d_in: int, d_sae: int) -> int:
-    """Weight, gradient and Adam's two moments in float32: 16 bytes a parameter."""
-    return 16 * dictionary_parameters(d_in, d_sae)
 
 
 def block_flops(s: Sizes, tokens: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -33,7 +34,7 @@ from .trained import TOY_FILE
 from .weight_edits import READERS, WeightEdit
 
 
-class Copy:
+class Copy(ABC):
     """Weights that can be changed. `untied` says whether a shared embedding was given an unembedding of its own."""
 
     def __init__(self, weights: Weights, info: ModelInfo, *, untied: bool) -> None:
@@ -90,16 +91,16 @@ class Copy:
     def _embedding(self) -> Tensor:
         return self.weights.embed()
 
-    def _logits(self, tokens: Tokens) -> Float[Tensor, "B T V"]:
-        raise NotImplementedError
+    @abstractmethod
+    def _logits(self, tokens: Tokens) -> Float[Tensor, "B T V"]: ...
 
+    @abstractmethod
     def residuals(self, tokens: Tokens) -> list[Float[Tensor, "B T D"]]:
         """The residual stream entering every block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, folder: Path) -> None:
         """Write the copy as a model folder, weights in safetensors."""
-        raise NotImplementedError
 
 
 def copy_of(model: Model, *, untie: bool = False) -> Copy:

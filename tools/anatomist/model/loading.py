@@ -44,13 +44,6 @@ def known_names() -> tuple[str, ...]:
     return (*OFFLINE, *TOYS, *PROGRAMS)
 
 
-def import_frameworks() -> None:
-    """Import what the first load will need: some seconds, better spent while nobody waits."""
-    import transformers  # noqa: F401
-
-    from .backends import local  # noqa: F401
-
-
 def load_model(
     name: str,
     *,

@@ -179,10 +179,6 @@ class Anatomy:
     logit_cap: float | None
 
     @property
-    def norm_kind(self) -> Literal["rms", "layer"]:
-        return self.final_norm.kind
-
-    @property
     def positional(self) -> Literal["rotary", "learned"]:
         return "rotary" if self.rotary is not None else "learned"
 

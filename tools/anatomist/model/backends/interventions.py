@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import BadArguments, BadPosition, BadSite, EditDidNotFire, NotFinite
 from ..edits import Edit, check_edit
-from ..sites import WHOLE_MODEL, Shape, Site, check_site
+from ..sites import Shape, Site, check_site
 from ..tokens import Tokens
 
 QUERY_BY_KEY = frozenset({"scores", "pattern"})  # head axis before the query axis: [B, H, T, T]
@@ -246,12 +246,6 @@ class Visits:
     def done(self) -> bool:
         """Whether every wanted place has been visited: the pass may stop unless its logits are wanted."""
         return not self._pending
-
-    def last_layer(self) -> int | None:
-        """The deepest layer wanted; -1 if nothing past the embedding is, None if a place after the last block is."""
-        if any(site.kind in WHOLE_MODEL and site.kind != "embed" for site in self.sites):
-            return None
-        return max((-1 if site.layer is None else site.layer for site in self.sites), default=-1)
 
     def at(self, site: Site, x: Float[Tensor, "*whole"]) -> Float[Tensor, "*whole"]:
         """Make the edits of a whole place, in the order given, then keep its reads; what flows on is returned."""
