@@ -186,6 +186,6 @@ def _check_room(found: Found) -> None:
     need, free = 2 * found.weight_bytes, memory_available()  # the file, and its numbers as they are computed with
     if need > free:
         raise WouldNotFit(
-            f"the dictionary {found.name} needs about {need / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are free. Unload a model or a "
-            "dictionary, or choose a narrower one."
+            f"the dictionary {found.name} needs about {need / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are free. "
+            "Unload a model or a dictionary, or choose a narrower one."
         )
