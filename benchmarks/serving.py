@@ -15,17 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 from mcp import Client, StdioServerParameters
 
-if TYPE_CHECKING:
-    from anatomist.host import Host
-
-STARTS, CALLS = 3, 7
+STARTS, CALLS, SMALL_CALLS = 3, 7, 15
 MODEL = "smollm2-135m"
 PROMPT = "When John and Mary went to the shops, John gave the bag to"
+ARGUMENTS: dict[str, object] = {"model": MODEL, "prompts": [{"clean": PROMPT, "answer": " Mary", "wrong": " John"}]}
+# Next to nothing to compute, and one small picture: what is left is the call itself.
+SMALL: dict[str, object] = {
+    "model": "toy-induction", "prompts": [{"clean": "t3 t7 t1 t3", "answer": "t7", "wrong": "t1"}], "site": "head",
+    "ablation": "zero",
+}  # fmt: skip
 
 
 def measured() -> list[dict[str, object]]:
@@ -38,24 +40,23 @@ async def _measured(folder: Path) -> list[dict[str, object]]:
     rows = [_row("server start to tool list", [await _start(folder) for _ in range(STARTS)], 1.5)]
     server = _server(folder)
     async with Client(server) as client:
-        first, _ = await _call(client, "load_model", {"name": MODEL})
+        first = await _call(client, "load_model", {"name": MODEL})
         await _call(client, "unload_model", {"model": MODEL})
-        again, _ = await _call(client, "load_model", {"name": MODEL})
-        listed = [(await _call(client, "list_models", {}))[0] for _ in range(CALLS)]
-        arguments = {"model": MODEL, "prompts": [{"clean": PROMPT, "answer": " Mary", "wrong": " John"}]}
-        lens = [await _call(client, "logit_lens", arguments) for _ in range(CALLS + 1)]
-    around, pictures, tables = await anyio.to_thread.run_sync(_direct, folder, arguments)
-    beyond = [seconds - computed for seconds, computed in lens]
+        again = await _call(client, "load_model", {"name": MODEL})
+        listed = [await _call(client, "list_models", {}) for _ in range(CALLS)]
+        lens = [await _call(client, "logit_lens", ARGUMENTS) for _ in range(CALLS + 1)]
+        small = [await _call(client, "ablate", SMALL) for _ in range(SMALL_CALLS + 1)][1:]
+    direct, pictures, tables = await anyio.to_thread.run_sync(_direct, folder)
     return [
         *rows,
         _row("load_model, new worker (imports included)", [first], None),
         _row("load_model, worker warm", [again], 6.0),
         _row("list_models over MCP", listed, 0.05),
-        _row("first logit_lens over MCP, all", [lens[0][0]], None),
-        _row("later logit_lens over MCP, all", [seconds for seconds, _ in lens[1:]], None),
-        _row("the same beyond its computation: storing, drawing, MCP", beyond[1:], None),
-        _row("in process beyond its computation: storing, drawing", around, None),
-        _row("overhead of MCP: the difference", [statistics.median(beyond[1:]) - statistics.median(around)], 0.05),
+        _row("first logit_lens over MCP, all", lens[:1], None),
+        _row("later logit_lens over MCP, all", lens[1:], None),
+        _row("ablate on a toy over MCP: computing, storing, drawing", small, None),
+        _row("the same in process", direct, None),
+        _row("overhead of MCP: the difference", [statistics.median(small) - statistics.median(direct)], 0.05),
         _row("drawing: first PNG of a process (a heat map of 30 x 9)", pictures[:1], 0.5),
         _row("drawing: later PNGs of it", pictures[1:], 0.1),
         _row("drawing: the logit lens, a token in each of 465 cells", tables, None),
@@ -78,36 +79,29 @@ async def _start(folder: Path) -> float:
         return time.perf_counter() - started
 
 
-async def _call(client: Client, tool: str, arguments: dict[str, object]) -> tuple[float, float]:
-    """Seconds of a call, and those of them that its result says it computed."""
+async def _call(client: Client, tool: str, arguments: dict[str, object]) -> float:
+    """Seconds of a call."""
     started = time.perf_counter()
     answer = await client.call_tool(tool, arguments)
     seconds = time.perf_counter() - started
     assert not answer.is_error, answer.content
-    return seconds, ((answer.structured_content or {}).get("about") or {}).get("seconds", 0.0)
+    return seconds
 
 
-def _direct(folder: Path, arguments: dict[str, object]) -> tuple[list[float], list[float], list[float]]:
-    """Of the same technique by `Host.call`: seconds beyond its computation; of drawing heat maps, and its result."""
+def _direct(folder: Path) -> tuple[list[float], list[float], list[float]]:
+    """In process, seconds of: the small call by `Host.call`, drawing heat maps, drawing the logit lens."""
     from anatomist.catalog import CATALOG
     from anatomist.drawing.render import png
     from anatomist.host import Host
 
     host = Host(folder)
-    result = host.call("logit_lens", arguments).result
-    plot = CATALOG.find("logit_lens").module.plot
-    heads = host.call("ablate", {"model": MODEL, "prompts": arguments["prompts"], "site": "head", "ablation": "zero"})
-    plot_heads = CATALOG.find("ablate").module.plot
-    pictures = [_timed(lambda: png(plot_heads(heads.result))) for _ in range(CALLS)]
-    tables = [_timed(lambda: png(plot(result))) for _ in range(CALLS)]
-    return [_beyond(host, arguments) for _ in range(CALLS)], pictures, tables
-
-
-def _beyond(host: Host, arguments: dict[str, object]) -> float:
-    started = time.perf_counter()
-    answer = host.call("logit_lens", arguments)
-    seconds = time.perf_counter() - started
-    return seconds - answer.result.about.seconds  # type: ignore[attr-defined]
+    lens = host.call("logit_lens", ARGUMENTS).result
+    heads = host.call("ablate", {**ARGUMENTS, "site": "head", "ablation": "zero"}).result
+    plot, plot_heads = CATALOG.find("logit_lens").module.plot, CATALOG.find("ablate").module.plot
+    pictures = [_timed(lambda: png(plot_heads(heads))) for _ in range(CALLS)]
+    tables = [_timed(lambda: png(plot(lens))) for _ in range(CALLS)]
+    small = [_timed(lambda: host.call("ablate", SMALL)) for _ in range(SMALL_CALLS + 1)][1:]
+    return small, pictures, tables
 
 
 def _timed(work: Callable[[], object]) -> float:

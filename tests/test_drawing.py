@@ -249,6 +249,8 @@ def test_crowded_labels_are_thinned_out_and_turned() -> None:
     axis = index_axis("position", [f"{i}: token" for i in range(100)], 4, flat=True)
     assert axis["values"] == list(range(0, 100, 3))
     assert axis["labelAngle"] == -60
+    assert index_axis("layer", list(map(str, range(30))), 14, flat=False)["values"] == list(range(0, 30, 2))
+    assert index_axis("layer", [f"{i} of 30" for i in range(30)], 14, flat=False)["values"] == list(range(30))
     roomy = index_axis("head", ["H0", "H1"], 30, flat=True)
     assert roomy["values"] == [0, 1]
     assert roomy["labelAngle"] == 0

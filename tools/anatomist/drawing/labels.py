@@ -9,6 +9,7 @@ from .theme import LABEL
 
 LONGEST = 34  # characters of a label
 CHARACTER = 0.56 * LABEL  # mean width in pixels
+COUNTED = 20  # consecutive numbers from here on are labelled at every second: each label costs as much as 30 cells
 
 
 def shown(text: str) -> str:
@@ -35,6 +36,8 @@ def index_axis(title: str | None, labels: Sequence[str], step: float, *, flat: b
     upright = flat and width(labels) > step - 4
     room = LABEL + 2.0 if upright or not flat else width(labels) + 6
     every = max(1, -(-int(room) // max(1, int(step))))
+    if len(labels) > COUNTED and list(labels) == [str(i) for i in range(len(labels))]:
+        every = max(every, 2)
     axis: dict[str, object] = {
         "title": title,
         "values": list(range(0, len(labels), every)),
