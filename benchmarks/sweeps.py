@@ -81,12 +81,11 @@ class Row:
 
 
 class Timing(NamedTuple):
-    """What one way took on some cells of a case."""
+    """What one way took on a case."""
 
     way: str
-    seconds: list[float]
-    share: float  # of the whole grid's work that these seconds paid for
-    chosen: list[int]  # cells of the whole grid
+    seconds: list[float]  # of the whole grid: measured, or reckoned from some of its cells
+    chosen: list[int]  # cells of the whole grid that were computed
     values: Tensor  # [cells, prompts]
 
 
@@ -94,10 +93,10 @@ def run_case(
     case: Case, ways: Sequence[Way], anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, rate: Rate,
     say: Callable[[str], None],
 ) -> list[Row]:  # fmt: skip
-    """Every way on one case; our way a second time with the shared prefix where there is one."""
+    """Every way on one case; our way a second time with the shared prefix where whole grids are computed."""
     task = make_task(case.grid, case.length, case.prompts, anatomy, tokenizer)
     timings: list[Timing] = []
-    for way in _with_sharing(ways, task):
+    for way in _with_sharing(ways, task) if case.whole else ways:
         say(f"{task.name}: {way.name}")
         rate.measure(repeats=2)
         timings.append(_time(way, task, case, anatomy))
@@ -122,34 +121,47 @@ def _time(way: Way, task: Task, case: Case, anatomy: Anatomy) -> Timing:
     name = way.name.split(",")[0]
     repeats, warm = dict(case.repeats).get(name, 1), pass_flops(task, anatomy) <= ONE_BY_ONE_FLOPS
     if name in case.whole:
-        return _measure(way, task, list(range(task.whole)), repeats, 1.0, warm)
+        return _measure(way, task, list(range(task.whole)), repeats, warm)
     part = sample(task, anatomy, SAMPLED_FLOPS)
     numbered = {cell: i for i, cell in enumerate(task.cells)}
     chosen = [numbered[cell] for cell in part.cells]
     if way.at_once:
-        return _measure(way, part, chosen, repeats, flops(part, anatomy) / flops(task, anatomy), warm)
+        return _in_proportion(_measure(way, part, chosen, repeats, warm), way, part, task, anatomy)
     n = min(ONE_BY_ONE, max(2, int(ONE_BY_ONE_FLOPS / pass_flops(task, anatomy))))
     few = chosen[:: max(1, len(chosen) // n)][:n]
-    return _measure(way, task.some(few), few, repeats, len(few) / task.whole, warm)
+    return _measure(way, task.some(few), few, repeats, warm, task.whole / len(few))
 
 
-def _measure(way: Way, task: Task, chosen: list[int], repeats: int, share: float, warm: bool) -> Timing:
+def _measure(
+    way: Way, task: Task, chosen: list[int], repeats: int, warm: bool, times: float = 1.0
+) -> Timing:
     if warm:  # what is made once, at the first use; nothing beside passes that take seconds each
         way.prepare(task)
         way.cells(task, task.cells[:1])
     seconds, values = [], torch.empty(0)
     for _ in range(repeats):
-        prepared, _none = timed(lambda: way.prepare(task))
+        prepared, _none = timed(lambda: way.prepare(task))  # once for the whole grid
         taken, values = timed(lambda: way.cells(task, task.cells))
-        seconds.append(prepared * share + taken)  # preparing is done once for the whole grid
-    return Timing(way.name, seconds, share, chosen, values)
+        seconds.append(prepared + taken * times)
+    return Timing(way.name, seconds, chosen, values)
+
+
+def _in_proportion(timing: Timing, way: Way, part: Task, task: Task, anatomy: Anatomy) -> Timing:
+    """The whole grid from a part of it: the runs that a sweep makes once, found by a sweep of its cheapest cell, are
+    counted once; the rest grows with the arithmetic."""
+    least = task.some([len(task.cells) - 1])
+    once = min(timed(lambda: way.cells(least, least.cells))[0], *timing.seconds)
+    done, cheapest, all_of_it = (flops(t, anatomy) for t in (part, least, task))
+    return timing._replace(
+        seconds=[once + (s - once) * (all_of_it - cheapest) / (done - cheapest) for s in timing.seconds]
+    )
 
 
 def _row(timing: Timing, all_timings: list[Timing], task: Task, anatomy: Anatomy, rate: Rate) -> Row:
-    whole = [s / timing.share for s in timing.seconds]
     reference = next((t for t in all_timings if t.way == REFERENCE), None)
     return Row(
-        case=task.name, way=timing.way, seconds=statistics.median(whole), spread=(min(whole), max(whole)),
+        case=task.name, way=timing.way, seconds=statistics.median(timing.seconds),
+        spread=(min(timing.seconds), max(timing.seconds)),
         cells=len(timing.chosen), grid=task.whole, flops=(work := flops(task, anatomy)), floor=work / rate.best,
         max_difference=None if reference is None else _difference(timing, reference),
     )  # fmt: skip
