@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 TITLE = "Kinds of heads"
 QUESTIONS = (
+    "Which heads are induction, previous-token, duplicate-token or copying heads?",
     "Which heads are induction heads?",
-    "Which are the previous-token, duplicate-token and copying heads of this model?",
     "Which heads only look at the first token (attention sink)?",
 )
 Kind = Literal["previous_token", "induction", "duplicate_token", "first_token", "copying"]
