@@ -15,6 +15,6 @@ def test_the_study_finds_the_known_circuit(tmp_path: Path) -> None:
         "seed": 0,
     }  # fmt: skip
     result = study(Host(tmp_path), config)
-    assert sorted(result["found"]["heads"]) == ["L0H1", "L1H2"]
+    assert sorted(result["alone"]["heads"]) == ["L0H1", "L1H2"]
     assert result["tested"]["mean"]["fraction_lost"] > 0.5
     assert result["tested"]["mean"]["run"].startswith("r-")

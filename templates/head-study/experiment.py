@@ -10,7 +10,7 @@ from anatomist.host import Host
 def study(host: Host, config: dict[str, Any]) -> dict[str, Any]:
     """From the kind of the head to the ablation that tests it."""
     model, seed = config["model"], config["seed"]
-    scores = host.call("detect_heads", {"model": model, "seed": seed, "seeds": 2, "rows": 8}).result
+    scores = host.call("detect_heads", {"model": model, "seed": seed, **config["random_tokens"]}).result
     kind = next(k for k in scores.kinds if k.kind == config["kind"])
     head = config["head"] or kind.top[0].head
     made = {"task": config["task"], "model": model, "n": config["prompts"], "seed": seed}
@@ -22,11 +22,12 @@ def study(host: Host, config: dict[str, Any]) -> dict[str, Any]:
     joint = removed.joint[0]
     return {
         "head": head,
-        "kind": {"summary": scores.summary, "run": scores.about.run},
+        "kind": {"summary": scores.summary, "run": scores.about.run, "warnings": list(scores.warnings)},
         "looks": {"summary": looks.summary, "run": looks.about.run},
         "writes": {"summary": writes.summary, "run": writes.about.run},
         "without_it": {
             "summary": removed.summary, "fraction_lost": joint.fraction, "p": joint.p, "run": removed.about.run,
+            "warnings": list(removed.warnings),
         },
     }
 

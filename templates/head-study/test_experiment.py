@@ -12,7 +12,7 @@ from experiment import study
 def test_the_known_induction_head_is_described(tmp_path: Path) -> None:
     config = {
         "model": "toy-induction", "head": "", "kind": "induction", "task": "induction", "prompts": 32, "controls": 39,
-        "seed": 0,
+        "random_tokens": {"seeds": 2, "rows": 8}, "seed": 0,
     }  # fmt: skip
     result = study(Host(tmp_path), config)
     assert result["head"] == "L1H2"

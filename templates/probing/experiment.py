@@ -1,4 +1,4 @@
-"""Probe a property at every layer, on templates that the probe has not seen."""
+"""Probe a property at every layer, on words that the probe has not seen."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Any
 
 from anatomist.host import Host
 
+# Each goes on after the word: at the last token nothing is left of the word but what the model has carried there.
 TEMPLATES = (
-    "Yesterday I saw a {}", "They told me about the {}", "She drew a picture of a {}", "Nobody noticed the old {}",
-    "In the middle of the road stood a {}", "We had never owned a {}", "He wrote a long letter about his {}",
-    "The children pointed at the {}",
+    "Yesterday I saw a {} and", "They told me about the {} that", "She drew a picture of a {} because",
+    "Nobody noticed the old {} until", "In the middle of the road stood a {} which", "We had never owned a {} but",
+    "He wrote a long letter about his {} when", "The children pointed at the {} as",
 )  # fmt: skip
 
 
 def examples(words: dict[str, list[str]], templates: tuple[str, ...] = TEMPLATES) -> list[dict[str, str]]:
-    """Every word in every template; a template's sentences stay on one side of each split."""
+    """Every word in every template; a word's sentences stay on one side of each split."""
     return [
-        {"text": template.format(word), "label": label, "group": template}
+        {"text": template.format(word), "label": label, "group": word}
         for label, list_of_words in words.items()
         for word in list_of_words
         for template in templates

@@ -11,9 +11,9 @@ from experiment import examples, study
 
 def test_every_word_stands_in_every_template_and_keeps_its_label() -> None:
     made = examples({"animal": ["dog"], "vehicle": ["car", "bus"]}, ("A {}", "The {}"))
-    assert [(e["text"], e["label"]) for e in made] == [
-        ("A dog", "animal"), ("The dog", "animal"), ("A car", "vehicle"), ("The car", "vehicle"), ("A bus", "vehicle"),
-        ("The bus", "vehicle"),
+    assert [(e["text"], e["label"], e["group"]) for e in made] == [
+        ("A dog", "animal", "dog"), ("The dog", "animal", "dog"), ("A car", "vehicle", "car"),
+        ("The car", "vehicle", "car"), ("A bus", "vehicle", "bus"), ("The bus", "vehicle", "bus"),
     ]  # fmt: skip
 
 

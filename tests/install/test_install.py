@@ -16,7 +16,9 @@ PLACES = [(name, scope) for name, client in CLIENTS.items() for scope in client.
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Files with what they hold, and folders that hold nothing."""
+    found = [p for p in folder.rglob("*") if p.is_file() or not any(p.iterdir())]
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"empty folder" for p in found}
 
 
 def servers(path: Path, key: str) -> dict[str, dict[str, object]]:
@@ -63,6 +65,21 @@ def test_undo_keeps_what_was_changed_since(tmp_path: Path) -> None:
     undo("claude-code", "project", tmp_path)
     assert json.loads(path.read_text()) == {"added": 1}
     assert not (tmp_path / f".mcp.json{BACKUP}").exists()
+
+
+def test_a_skill_that_two_clients_read_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    skill = tmp_path / ".agents" / "skills" / NAME
+    for name in ("codex", "cursor", "codex"):
+        install(name, "project", tmp_path)
+    assert (skill / MARK).read_text() == "codex\ncursor\n"
+    assert any(step.what == "leave to cursor:" for step in undo("codex", "project", tmp_path, dry_run=True))
+    assert (skill / MARK).read_text() == "codex\ncursor\n"
+    undo("codex", "project", tmp_path)
+    assert (skill / "SKILL.md").is_file()
+    with pytest.raises(BadArguments, match="nothing of anatomist"):
+        undo("codex", "project", tmp_path)
+    undo("cursor", "project", tmp_path)
+    assert snapshot(tmp_path) == {}
 
 
 def test_toml_keeps_its_comments(tmp_path: Path) -> None:

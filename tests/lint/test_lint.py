@@ -10,6 +10,8 @@ from anatomist.__main__ import main
 from anatomist.errors import BadArguments, CorruptFile, Unavailable
 from anatomist.lint import RULES, check_file, check_source
 
+from tests.docs_blocks import ROOT, blocks
+
 FAULTS = {
     "hooked-transformer": "from transformer_lens import HookedTransformer",
     "transformer-lens-utils": "from transformer_lens import utils",
@@ -17,20 +19,30 @@ FAULTS = {
     "logit-attrs": "parts = cache.logit_attrs(stack, tokens)",
     "unknown-hook": "model.run_with_hooks(ids, fwd_hooks=[('blocks.3.hook_typo', f)])",
     "hook-result": "cache['blocks.0.attn.hook_result']",
+    "kv-heads": "k = cache['blocks.0.attn.hook_k'][:, :, 7]",
     "start-at-layer": "model(ids, start_at_layer=3)",
     "compatibility-mode": "model.enable_compatibility_mode()",
     "batch-row": "import nnsight\nh = model.model.layers[3].output[0]",
     "trace-one-line": "with model.trace(text): x = model.lm_head.output.save()",
+    "trace-unsaved": "import nnsight\nwith model.trace(text):\n    h = model.lm_head.output\nprint(h)",
+    "trace-order": "import nnsight\nwith m.trace(text):\n    b = m.h[5].output.save()\n    a = m.h[3].output.save()",
+    "trace-exec": "import nnsight\nexec(code)",
     "nnsight-threads": "import nnsight, threading\nthreading.Thread(target=f).start()",
     "no-attention-probabilities": "m = StandardizedTransformer('gpt2')\nm.attention_probabilities[0]",
     "sdpa-attentions": "m = AutoModelForCausalLM.from_pretrained('gpt2')\nm(ids, output_attentions=True)",
     "sae-tuple": "sae, cfg, sparsity = SAE.from_pretrained('release', 'id')",
     "sae-metadata": "name = sae.cfg.hook_name",
+    "sae-extra": "# %pip install sae-lens[train]",
+    "no-crosscoder": "from sae_lens import CrossCoder",
     "wandb-on": "LanguageModelSAERunnerConfig(sae=cfg)",
+    "nnterp-pair": "# !pip install nnterp torch",
+    "other-environment": "import circuit_tracer",
+    "gguf-save": "m = AutoModelForCausalLM.from_pretrained(d, gguf_file='x.gguf')\nm.save_pretrained('out')",
     "unsafe-load": "torch.load('weights.pt')",
     "trust-remote-code": "AutoModel.from_pretrained('x', trust_remote_code=True)",
     "mps": "TransformerBridge.boot_transformers('gpt2', device='mps')",
     "fastmcp-import": "from mcp.server.fastmcp import FastMCP",
+    "camel-hints": "@mcp.tool(annotations=ToolAnnotations(readOnlyHint=True))\ndef f(): ...",
     "bare-decorator": "@mcp.tool\ndef f(): ...",
 }
 RIGHT = '''
@@ -54,11 +66,84 @@ m = StandardizedTransformer("gpt2", enable_attention_probs=True)
 with m.trace("text"):
     h = m.layers_output[3].save()
     a = m.model.layers[3].self_attn.output[0].save()
+    b = m.model.layers[5].output.save()
 p = m.attention_probabilities[0]
 
 @mcp.tool()
 def tool(): ...
 '''
+
+IDIOMS = '''
+# %pip install nnterp "nnsight>=0.7,<0.8" sae-lens
+import nnsight
+from functools import partial
+from transformer_lens.model_bridge import TransformerBridge
+
+model.run_with_hooks(ids, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", partial(edit, name="head"))])
+model.run_with_hooks(ids, fwd_hooks=[(f"blocks.{i}.hook_resid_post", f) for i in range(3)])
+model.run_with_hooks(ids, fwd_hooks=[(name_of("resid_post", 3), f), (lambda name: name.endswith("z"), f)])
+names = [f"blocks.{i}.hook_mlp_out" for i in range(model.cfg.n_layers)]
+model.run_with_cache(ids, names_filter=names)
+model.run_with_cache(ids, names_filter=lambda name: "resid" in name)
+k = cache["blocks.0.attn.hook_k"][:, -1]
+acts = [1]
+with model.trace(ids):
+    low = model.layers[3].output
+    acts.append(low.save())
+    inner = model.layers[4].output
+    nnsight.save(inner)
+    model.layers[7].output = model.layers[6].output
+    logits = model.lm_head.output.save()
+print(acts, inner, logits)
+with model.trace() as tracer:
+    with tracer.invoke(a):
+        x = model.layers[5].output.save()
+    with tracer.invoke(b):
+        model.layers[2].output[:] = 0
+tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="x.gguf")
+tokenizer.save_pretrained("out")
+loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+loaded.save_pretrained("out")
+'''
+VARIANTS = {  # other ways to write the same
+    "import transformer_lens as tl\nm = tl.HookedTransformer.from_pretrained('gpt2')": "hooked-transformer",
+    "from transformer_lens.HookedTransformer import HookedTransformer": "hooked-transformer",
+    "import transformer_lens\nname = transformer_lens.utils.get_act_name('z', 1)": "transformer-lens-utils",
+    "from transformer_lens import loading_from_pretrained as loading": "transformer-lens-utils",
+    "import sae_lens\nsae_lens.HookedSAETransformer.from_pretrained('gpt2')": "hooked-sae-transformer",
+    "m.run_with_hooks(ids, fwd_hooks=[(f'blocks.{i}.hook_resid', f) for i in range(9)])": "unknown-hook",
+    "hooks = [(f'blocks.{i}.attn.hook_zz', f)]\nm.run_with_hooks(ids, fwd_hooks=hooks)": "unknown-hook",
+    "m.run_with_cache(ids, names_filter='blocks.0.resid_post')": "unknown-hook",
+    "x = cache[f'blocks.{i}.attn.hook_result']": "hook-result",
+    "import nnsight\nfor layer in m.layers:\n    x = layer.output[0]": "batch-row",
+    "import nnsight\nx = m.transformer.h[3].output[0][:, -1]": "batch-row",
+    "sae = SAE.from_pretrained('release', 'id')[0]": "sae-tuple",
+    "c = my_sae.cfg.prepend_bos": "sae-metadata",
+    "model.to('mps')": "mps",
+    "d = torch.device('mps')": "mps",
+    "import pickle\npickle.load(f)": "unsafe-load",
+    "numpy.load('x.npy', allow_pickle=True)": "unsafe-load",
+}
+
+
+@pytest.mark.positive_control
+@pytest.mark.parametrize("source", VARIANTS)
+def test_other_ways_to_write_a_fault_are_found_once(source: str) -> None:
+    assert [f.rule for f in check_source(source)] == [VARIANTS[source]]
+
+
+@pytest.mark.negative_control
+def test_common_idioms_that_are_right_are_left_alone() -> None:
+    assert check_source(IDIOMS) == []
+
+
+@pytest.mark.negative_control
+def test_our_own_projects_and_pages_are_left_alone(tmp_path: Path) -> None:
+    for file in sorted((ROOT / "templates").rglob("*")):
+        if file.suffix in (".py", ".ipynb"):
+            assert check_file(file) == [], file
+    for block in blocks("python"):
+        assert check_source(block.text, str(block)) == []
 
 
 @pytest.mark.positive_control

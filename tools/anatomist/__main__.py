@@ -1,4 +1,4 @@
-"""The command line: `anatomist list | describe | run | models | doctor | view | lint | install | new`.
+"""The command line: `anatomist list | describe | run | models | doctor | view | mcp | lint | install | new`.
 
 `run` writes JSON to stdout and nothing else; progress and messages go to stderr. Exit status: 0 done, 1 refused or
 faulty (one line on stderr says why and what next), 2 not such a command, 130 interrupted (nothing is stored).
@@ -21,7 +21,11 @@ DONE, REFUSED, INTERRUPTED = 0, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status comes back."""
-    options = command_line().parse_args(arguments)
+    parser = command_line()
+    options, more = parser.parse_known_args(arguments)
+    if more and options.command is not _mcp:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -65,6 +69,7 @@ def command_line() -> argparse.ArgumentParser:
     viewing.add_argument("--host", default="127.0.0.1", help="127.0.0.1, localhost or ::1")
     viewing.add_argument("--port", type=int, default=8750)
     viewing.add_argument("--open", action="store_true", help="open it in the browser")
+    command("mcp", _mcp, "start the MCP server, as anatomist-mcp does and with its options")
     linting = command("lint", _lint, "look for removed and silently wrong library calls in .py and .ipynb files")
     linting.add_argument("files", nargs="+", type=Path)
     installing = command("install", _install, "give an MCP client the server and the skill, or take them out again")
@@ -160,6 +165,16 @@ def _view(options: argparse.Namespace) -> int:
 
         webbrowser.open(address)
     serve(workspace, options.host, options.port)
+    return DONE
+
+
+def _mcp(options: argparse.Namespace) -> int:
+    """Registries of servers start a package by its own name: the server must be reachable from this command."""
+    import runpy
+
+    workspace = ["--workspace", str(options.workspace)] if options.workspace else []
+    sys.argv = ["anatomist-mcp", *workspace, *(f"--allow={folder}" for folder in options.allow), *options.more]
+    runpy.run_module("anatomist_mcp", run_name="__main__", alter_sys=True)
     return DONE
 
 

@@ -19,7 +19,9 @@ def bar() -> Iterator[Progress]:
 
     share = TextColumn("{task.percentage:>3.0f}%")
     columns = (TextColumn("{task.description}"), BarColumn(), share, TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as drawn:
+    # where nobody watches, it would leave an empty line
+    seen = Console(stderr=True)
+    with Bar(*columns, console=seen, transient=True, disable=not seen.is_terminal) as drawn:
         task = drawn.add_task("starting", total=None)
 
         def progress(done: float, total: float, what: str) -> None:

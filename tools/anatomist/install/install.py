@@ -2,7 +2,8 @@
 
 What is there is kept: other servers, other keys, and in TOML the comments. The file is copied to
 `<name>.before-anatomist` first, and replaced in one step. `undo` takes out only what was put in; where nothing else
-has changed since, the file is the old one again, byte for byte.
+has changed since, the file is the old one again, byte for byte. Several clients read one skills folder: the skill goes
+with the last of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .clients import Client, Scope, config_of, find
 
 NAME = "anatomist"
 BACKUP = ".before-anatomist"
-MARK = ".installed-by-anatomist"  # in a skill's folder that we made, and may therefore remove
+MARK = ".installed-by-anatomist"  # in a skill's folder that we made: the clients that it is for, one a line
 PACKED = ("SKILL.md", "references", "templates")
 
 
@@ -53,8 +54,11 @@ def install(
     path = config_of(client, scope, base)
     settings = _read(path, client)
     where = workspace or (base / ".anatomist" if scope == "user" else Path(".anatomist"))
-    _servers(settings, client, path)[NAME] = _entry(client, where)
-    steps = [Step("back up", _backup(path))] if path.is_file() and not _backup(path).exists() else []
+    servers = _servers(settings, client, path)
+    # a second time the file holds our entry, and is not what undo is to bring back
+    first = path.is_file() and NAME not in servers and not _backup(path).exists()
+    servers[NAME] = _entry(client, where)
+    steps = [Step("back up to", _backup(path))] if first else []
     steps.append(Step("write the server into", path))
     skill = _skill(client, scope, base)
     if skill is not None:
@@ -62,11 +66,11 @@ def install(
             raise BadArguments(f"{skill} exists and was not made by anatomist; move it away, then install again.")
         steps.append(Step("copy the skill to", skill))
     if not dry_run:
-        if path.is_file() and not _backup(path).exists():
+        if first:
             shutil.copy2(path, _backup(path))
         _write(path, settings, client)
         if skill is not None:
-            _copy_skill(skill)
+            _copy_skill(skill, {*_users(skill), client_name})
     return steps
 
 
@@ -81,17 +85,18 @@ def undo(client_name: str, scope: Scope, base: Path, *, dry_run: bool = False) -
     skill = _skill(client, scope, base)
     settings = _read(path, client)
     servers = settings.get(client.key, {})
-    ours = skill is not None and (skill / MARK).exists()
-    if NAME not in servers and not ours:
+    users = _users(skill) if skill is not None else set()
+    if NAME not in servers and client_name not in users:
         raise BadArguments(f"nothing of anatomist is in {path}; install first, or name the scope it was installed for.")
     steps: list[Step] = []
     if NAME in servers:
         del servers[NAME]
         steps.append(_restore(path, settings, client, dry_run=dry_run))
-    if skill is not None and ours:
-        steps.append(Step("remove", skill))
-        if not dry_run:
-            shutil.rmtree(skill)
+    if skill is not None and client_name in users:
+        steps.append(_leave_skill(skill, users - {client_name}, dry_run=dry_run))
+    if not dry_run:
+        for place in filter(None, (path, skill)):
+            _tidy(place, base)
     return steps
 
 
@@ -180,7 +185,35 @@ def _skill(client: Client, scope: Scope, base: Path) -> Path | None:
     return base / place / NAME if place else None
 
 
-def _copy_skill(target: Path) -> None:
+def _tidy(gone: Path, base: Path) -> None:
+    """Folders below the base that nothing is left in."""
+    for above in gone.parents:
+        if above == base or not above.is_dir() or any(above.iterdir()):
+            break
+        above.rmdir()
+
+
+def _users(skill: Path) -> set[str]:
+    """The clients that a skill's folder was made for; none where it is not ours."""
+    mark = skill / MARK
+    return set(mark.read_text(encoding="utf-8").split()) if mark.is_file() else set()
+
+
+def _leave_skill(skill: Path, left: set[str], *, dry_run: bool) -> Step:
+    if left:
+        if not dry_run:
+            _mark(skill, left)
+        return Step(f"leave to {', '.join(sorted(left))}:", skill)
+    if not dry_run:
+        shutil.rmtree(skill)
+    return Step("remove", skill)
+
+
+def _mark(skill: Path, users: set[str]) -> None:
+    (skill / MARK).write_text("".join(f"{name}\n" for name in sorted(users)), encoding="utf-8")
+
+
+def _copy_skill(target: Path, users: set[str]) -> None:
     """The whole skill into a folder of its name, in one step."""
     scratch = target.with_name(f".{NAME}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -191,6 +224,6 @@ def _copy_skill(target: Path) -> None:
             shutil.copytree(source, scratch / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
             shutil.copy2(source, scratch / name)
-    (scratch / MARK).touch()
+    _mark(scratch, users)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadArguments, CorruptFile, Unavailable
-from .rules import RULES, Source
+from .reading import Source
+from .rules import RULES
 
 
 @dataclass(frozen=True, order=True)
