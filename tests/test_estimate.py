@@ -14,9 +14,10 @@ from anatomist.errors import CorruptFile
 from anatomist.estimate import formulas as f
 from anatomist.estimate.calibration import Rate, machine_rate, measured_rate
 from anatomist.estimate.cost import in_bytes
+from anatomist.estimate.extent import Extent
 from anatomist.estimate.named import NAMED, Work, cost_of_named
 from anatomist.estimate.sizes import Sizes, bytes_to_load, sizes_of_name
-from anatomist.estimate.techniques import Extent, cost_of_technique, sweep_cells
+from anatomist.estimate.techniques import cost_of_technique, sweep_cells
 from anatomist.model.protocol import Model
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 

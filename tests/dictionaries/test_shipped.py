@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from anatomist.causal.features import feature_values, removal_test
 from anatomist.dictionaries.quality import measure_quality
+from anatomist.dictionaries.reading import activations
 from anatomist.dictionaries.saelens import load_dictionary
 from anatomist.dictionaries.sources import SHIPPED
 from anatomist.dictionaries.training.folder import Card
+from anatomist.model.edits import Edit
 from anatomist.prompts.corpus import corpus_of, rows
 from anatomist.roots import Roots
+from sae_lens import SAE
 
 if TYPE_CHECKING:
     from anatomist.model.protocol import Model
 
 NAME = "smollm2-135m-l15"
+SPEECH = 246  # active where a speech has ended and a verb of saying follows
+PROMPT = 'He smiled. "We shall go to town," said he, and looked at the 24 letters on the table.'
 
 
 def card() -> Card:
@@ -37,6 +44,40 @@ def test_it_names_its_model_and_its_site() -> None:
     info = load_dictionary(NAME).info
     assert (info.model, info.site, info.d_dict, info.bos) == ("smollm2-135m", "blocks.15.resid_post", 2048, False)
     assert info.release.explained_variance == card().quality.ordinary.explained_variance
+
+
+@pytest.mark.positive_control
+def test_a_whole_prompt_is_encoded_as_saelens_does_and_the_error_term_gives_the_logits_back(smollm2: Model) -> None:
+    # SAELens alone, on Hugging Face's own hidden states: hidden_states[16] is what leaves block 15. The splice would
+    # pass for any dictionary; that the reconstruction alone does not shows that it is written at all.
+    sae, plain = load_dictionary(NAME, model=smollm2), SAE.load_from_disk(SHIPPED / NAME, dtype="float32")
+    tokens = smollm2.tokenize([PROMPT])
+    with torch.no_grad():
+        hidden = smollm2._hf(torch.tensor(tokens.ids), output_hidden_states=True).hidden_states[16]  # type: ignore[attr-defined]
+        theirs = plain.encode(hidden)
+    (batch,) = activations(smollm2, sae, tokens)
+    ours = sae.encode(batch.x)
+    assert (ours != 0).sum(-1).tolist() == [[32] * tokens.width]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    rebuilt = sae.decode(ours, batch.x)
+    site = sae.info.writes
+    own = smollm2.run(tokens, logits_at="all").logits
+    spliced, alone = (
+        smollm2.run(tokens, edits=[Edit(site=site, rule="set", value=v)], logits_at="all").logits
+        for v in (rebuilt + (batch.y - rebuilt), rebuilt)
+    )
+    torch.testing.assert_close(spliced, own, atol=1e-4, rtol=0)
+    assert own is not None
+    assert alone is not None
+    assert (alone - own).abs().max() > 1
+
+
+@pytest.mark.positive_control
+def test_a_feature_that_is_taken_away_changes_the_activation_by_exactly_its_own_part(smollm2: Model) -> None:
+    sae, tokens = load_dictionary(NAME, model=smollm2), smollm2.tokenize([PROMPT])
+    found = feature_values(smollm2, sae, tokens, [SPEECH], 2**30)
+    assert float(found.values.max()) > 20  # it is active where the speech ends
+    assert removal_test(smollm2, sae, tokens, found, SPEECH).passed
 
 
 @pytest.mark.slow

@@ -139,5 +139,5 @@ def test_a_dictionary_larger_than_the_free_memory_is_refused_before_it_is_read(t
     with (tmp_path / "huge" / "sae_weights.safetensors").open("r+b") as weights:
         weights.truncate(2**42)  # a hole: it takes no place on the disk
     host = Host(tmp_path / "workspace", allow=[tmp_path])
-    with pytest.raises(WouldNotFit, match="needs about 8,388,608 MiB.*choose a narrower one"):
+    with pytest.raises(WouldNotFit, match=r"needs about 8,388,608 MiB.*choose a narrower one"):
         host.call("load_sae", {"sae": str(tmp_path / "huge"), "model": "toy-induction", "text": TEXT})

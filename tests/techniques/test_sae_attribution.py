@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from anatomist.causal.feature_ablation import feature_parts
 from anatomist.causal.features import ablation_cells, contribution, feature_values
 from anatomist.dictionaries.saelens import load_dictionary, wrap_sae
 from anatomist.errors import BadArguments
@@ -14,6 +15,7 @@ from anatomist.model.edits import Edit
 from anatomist.model.loading import wrap_model
 from anatomist.model.sweep import sweep
 from anatomist.model.sweep_plan import SweepPlan
+from anatomist.prompts.encoding import encode
 from anatomist.prompts.prompt_set import Prompt, PromptSet
 from anatomist.technique import Context
 from anatomist.techniques import sae_attribution
@@ -21,6 +23,7 @@ from anatomist.techniques.sae_attribution import Arguments
 
 from tests.backends.families import FAMILIES
 from tests.dictionaries import small
+from tests.dictionaries.words import Both, reader
 
 if TYPE_CHECKING:
     from anatomist.dictionaries.protocol import Dictionary
@@ -123,6 +126,24 @@ def test_a_random_dictionary_leaves_the_behaviour_in_its_error_and_says_so(llama
     assert any("error away" in w for w in result.warnings)
     assert len(result.joint[0].control_changes) == 4
     assert result.joint[0].parts[0].startswith("L1F")
+
+
+@pytest.mark.positive_control
+def test_features_taken_away_at_massive_tokens_are_told_and_positions_leave_them_out() -> None:
+    # Word 3 is a hundred times as long as the others: it stands first in every prompt.
+    model = reader(heavy_word=3)
+    prompts = tuple(Prompt(clean=(3, 5 + i, 7, 9 + i), answer=11, wrong=13) for i in range(4))
+    sae = Both(32, "blocks.0.resid_pre", torch.zeros(1))
+    everywhere = attributed(model, sae, *prompts, top=2, sample=2, controls=2)
+    assert any("4 massive-norm tokens too (the first of a row)" in w for w in everywhere.warnings)
+    later = attributed(model, sae, *prompts, top=2, sample=2, controls=2, positions=("last",))
+    assert not any("massive" in w for w in later.warnings)
+    given = encode(PromptSet(handle="inline", task="inline", split="inline", prompts=prompts), model)
+    parts = feature_parts(
+        model, sae, given, (later.features[0].index,), None, ablation="zero", together=False, controls=0, seed=0,
+        budget_bytes=2**30,
+    )  # fmt: skip
+    assert "massive-norm" in parts.warnings[0]
 
 
 @pytest.mark.bad_input

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from anatomist.causal.neutral import total_loss
+from anatomist.causal.steering import everywhere, lever_at, losses, steered_values
 from anatomist.errors import BadArguments, BadPrompts, BadSite
+from anatomist.measures.metrics import Metric
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction
-from anatomist.model.protocol import Model
+from anatomist.model.loading import wrap_model
+from anatomist.model.protocol import Backend, Model
+from anatomist.prompts.encoding import encode
 from anatomist.prompts.given import inline_set
 from anatomist.technique import Context, KeptArray
 from anatomist.techniques.steer import Arguments, SteerResult, plot, run
+
+from tests.backends.families import FAMILIES
 
 PROMPTS = [
     {"clean": f"t{a} t{b} t1 t{a}", "answer": f"t{b}", "wrong": "t9", "cluster": f"t{a}"}
@@ -117,6 +125,31 @@ def test_layers_alone_or_together_and_chosen_positions(hand: ToyModel) -> None:
     assert both.places[0].doses[0].change.mean == pytest.approx(-20, abs=1e-3)
     away = look(hand, strengths=(0.1,), unit="absolute", positions=(0,), controls=0)
     assert away.places[0].doses[0].change.mean == 0
+
+
+@pytest.mark.parametrize("backend", ["local", "nnsight"])
+def test_sweeps_and_losses_are_those_of_whole_passes_with_the_vector_added(backend: Backend) -> None:
+    """Two layers at once, rows of different lengths, all positions or some. Rules out a vector of another condition, a
+    prefix that was edited too, and losses of a padded row."""
+    model = wrap_model(FAMILIES["llama"](), None, name=backend, backend=backend)
+    rows = [[3, 17, 42, 9, 88], [71, 2, 50]]
+    given = [{"clean": r, "answer": 4, "wrong": 9, "roles": {"X": len(r) - 2}} for r in rows]
+    prompts = encode(inline_set(given), model)
+    metric = Metric("logit_diff", ((4,), (4,)), ((9,), (9,)))
+    vectors = list(torch.randn(3, model.info.d_model, generator=torch.Generator().manual_seed(0)))
+    for positions in ("all", ("X", "last")):
+        lever = lever_at(model, prompts, "resid_post", (0, 1), positions, 2**28)  # type: ignore[arg-type]
+        found = steered_values(model, lever, metric, vectors, 2**28)
+        for vector, values in zip(vectors, found.values, strict=True):
+            edits = [replace(e, positions=lever.positions) for e in everywhere(lever, vector)]
+            logits = model.run(prompts.clean, edits=edits, logits_at=prompts.clean.last).logits
+            assert logits is not None
+            assert values.tolist() == pytest.approx(metric(logits).tolist(), abs=1e-4)
+        assert all(test.passed for test in found.tests)
+    added = losses(model, lever, prompts.clean, vectors, 2**28)
+    for vector, loss in zip(vectors, added, strict=True):
+        assert loss.tokens == 4 + 2
+        assert loss.mean == pytest.approx(total_loss(model, prompts.clean, everywhere(lever, vector)) / 6, abs=1e-5)
 
 
 @pytest.mark.positive_control

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from anatomist.causal.sampled_text import sample_text
-from anatomist.causal.tuned import Recipe, divergence, groups_of, identity, surprise, train
+from anatomist.causal.tuned import Recipe, groups_of, identity, readings, train
 from anatomist.errors import BadArguments, BadPrompts, Cancelled, WouldNotFit
 from anatomist.model.loading import wrap_model
 from anatomist.model.sites import Site
@@ -38,11 +38,13 @@ def test_the_identity_is_the_logit_lens_and_the_last_layer_is_the_model(toy: Mod
     site = Site("resid_post", 0)
     run = toy.run(toy.tokenize(["t3 t7 t1 t3"]), read=[site, Site("resid_post", 1)])
     early, final = run.reads[site][0, -1:], run.reads[Site("resid_post", 1)][0, -1:]
-    assert float(divergence(toy, identity(early)(early), final, 4)[0]) == pytest.approx(2.9863, abs=1e-3)
-    assert float(divergence(toy, final, final, 4)[0]) == 0.0
+    levels = [(early, identity(early)), (early, None), (final, None)]
+    mapped, plain, last = readings(toy, levels, final, torch.tensor([7]), 4)
+    assert float(mapped.kl[0]) == float(plain.kl[0]) == pytest.approx(2.9863, abs=1e-3)
+    assert float(last.kl[0]) == 0.0
     # log2 20 bits for any token before layer 1; -log2 .99914 for t7 after it.
-    assert float(surprise(toy, early, torch.tensor([5]), 4)[0]) == pytest.approx(4.3219, abs=1e-3)
-    assert float(surprise(toy, final, torch.tensor([7]), 4)[0]) == pytest.approx(0.00124, abs=1e-4)
+    assert float(plain.bits[0]) == pytest.approx(4.3219, abs=1e-3)
+    assert float(last.bits[0]) == pytest.approx(0.00124, abs=1e-4)
 
 
 @pytest.mark.positive_control
@@ -124,7 +126,8 @@ def test_other_architectures_train_and_do_not_get_worse(family: str) -> None:
     x = model.run(tokens, read=sites).reads
     early, final = (x[site][:, 1:].reshape(-1, model.info.d_model) for site in sites)
     (own,) = train(model, [early], final, torch.arange(100), Recipe(60, 32, 0.5, 0), lambda n: None)
-    before, after = (float(divergence(model, h, final, 64).mean()) for h in (early, own(early)))
+    ids = torch.zeros(len(final), dtype=torch.long)
+    before, after = (float(r.kl.mean()) for r in readings(model, [(early, None), (early, own)], final, ids, 64))
     assert after < 0.7 * before
     assert not own.weight.requires_grad
 
@@ -141,7 +144,7 @@ def test_training_can_be_cancelled_between_steps() -> None:
     context = Context(rotating(rotations()), text=Corpus("texts", texts()), progress=stop)
     with pytest.raises(Cancelled):
         tuned_lens.run(context, Arguments(model="m", text=texts(), **QUICK))
-    assert calls == [1, 2, 3, 4, 5]
+    assert [done for done in calls if done] == [1, 2, 3, 4, 5]
     assert not context.arrays
 
 
@@ -173,17 +176,19 @@ def test_what_cannot_be_trained_is_refused(toy: Model) -> None:
 
 @pytest.mark.slow
 def test_smollm2_is_read_better_at_every_layer(smollm2: Model) -> None:
-    # Some layers: maps are trained apart, so that the others add minutes and no new evidence.
+    """At the defaults, on documents kept back: at each of the 30 levels before the last layer the whole interval of the
+    gain is above 0. Rules out maps that know the training text by heart, and layers near the end, which the logit lens
+    reads well, spoilt by training."""
     from pydoc_data.topics import topics
 
-    layers = (0, 8, 16, 22, 28)
     context = Context(smollm2, text=Corpus("topics", tuple(topics.values())))
-    arguments = Arguments(model="m", layers=layers, n_tokens=2500, steps=40, test_tokens=192, prompt="Paris is in")
-    result = tuned_lens.run(context, arguments)
+    result = tuned_lens.run(context, Arguments(model="m", prompt="Paris is in"))
     tuned, logit = result.kl.column(TUNED) or (), result.kl.column(LOGIT) or ()
+    assert len(tuned) == 31
     assert all(t < own for t, own in zip(tuned[:-1], logit[:-1], strict=True))  # type: ignore[operator]
     assert tuned[-1] == 0.0
-    assert result.better == len(layers)
+    assert result.better == 30
+    assert result.worse == 0
 
 
 def test_the_picture_compares_the_lenses() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from anatomist.estimate.calibration import Rate
 from anatomist.estimate.cost import Cost, Part
 from anatomist.estimate.cost import cost as costs
+from anatomist.estimate.extent import Extent
 from anatomist.estimate.sizes import Sizes
-from anatomist.estimate.techniques import Extent
 from anatomist.figures import Figure
 from anatomist.result import Result
 from anatomist.technique import Arguments as Base

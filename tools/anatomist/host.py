@@ -35,8 +35,9 @@ from .dictionaries.sources import is_folder
 from .errors import AnatomistError, BadArguments, UnknownName, Unsupported, WouldNotFit
 from .estimate.calibration import Rate, measured_rate
 from .estimate.cost import Cost, in_bytes
+from .estimate.extent import Extent
 from .estimate.sizes import Sizes, bytes_to_load
-from .estimate.techniques import Extent, cost_of_technique
+from .estimate.techniques import cost_of_technique
 from .host_bench import HostBench
 from .investigation.ledger import Ledger
 from .investigation.noting import admit, note

@@ -20,7 +20,15 @@ from ..model.sites import Site
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts
 from .alignment import layout_of, matched
-from .features import FeatureValues, Positions, ablation_cells, feature_name, feature_values, parse_features
+from .features import (
+    FeatureValues,
+    Positions,
+    ablation_cells,
+    feature_name,
+    feature_values,
+    massive_tokens,
+    parse_features,
+)
 from .grids import CellGrid
 from .joint import JointCells
 from .replacements import deranged, halves
@@ -52,6 +60,7 @@ class FeatureParts(NamedTuple):
     together: JointCells
     values: Mapping[Site, Tensor]
     names: tuple[str, ...]  # of the features
+    warnings: tuple[str, ...]
 
 
 def feature_parts(
@@ -77,6 +86,7 @@ def feature_parts(
     sets = [*((f,) for f in chosen), *([chosen] if together else []), *drawn]
     every = sorted({f for one in sets for f in one})
     found = feature_values(model, dictionary, tokens, every, budget_bytes)
+    warnings = massive_tokens(found, positions)
     found = replace(found, values=found.values - becomes(prompts, found, ablation, seed))
     cells, values = ablation_cells(model, dictionary, found, sets, positions, budget_bytes)
     names = tuple(feature_name(dictionary.info.writes, f) for f in chosen)
@@ -84,7 +94,7 @@ def feature_parts(
     note = f"random sets of other features active on these prompts ({len(active)} are)"
     few = "" if len(drawn) == controls else f"; no more than {len(drawn)} could be drawn"
     singles = FeatureGrid((("feature", names),), cells[:n], tuple(range(n)))
-    return FeatureParts(singles, JointCells(cells[n:], note + few if together else ""), values, names)
+    return FeatureParts(singles, JointCells(cells[n:], note + few if together else ""), values, names, warnings)
 
 
 def becomes(prompts: EncodedPrompts, found: FeatureValues, ablation: Ablation, seed: int) -> Float[Tensor, "B T n"]:

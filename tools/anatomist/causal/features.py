@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..dictionaries.logits import promoted, residual_directions
 from ..dictionaries.protocol import Dictionary
+from ..dictionaries.quality import MASSIVE
 from ..dictionaries.reading import activations, read_of, shaped
 from ..errors import BadArguments, Unsupported, WouldNotFit
 from ..model.edits import Edit
@@ -43,6 +44,7 @@ class FeatureValues:
     features: tuple[int, ...]
     values: Float[Tensor, "B T n"]  # 0 past a row's end
     worth: Float[Tensor, "B T 1"]
+    norms: Float[Tensor, "B T"]  # of what stands at the site that is explained; 0 past a row's end
 
     def of(self, chosen: Sequence[int]) -> Float[Tensor, "B T m"]:
         """Activations of some of them."""
@@ -114,18 +116,37 @@ def feature_values(
     """Activations of chosen features on every row."""
     values: Tensor | None = None
     worth: Tensor | None = None
+    norms: Tensor | None = None
     for batch in activations(model, dictionary, tokens, budget_bytes=budget_bytes):
         width = batch.tokens.width
         f = dictionary.encode(batch.x)[..., list(features)]
-        if values is None or worth is None:
+        if values is None or worth is None or norms is None:
             values = f.new_zeros((tokens.n_rows, tokens.width, len(features)))
             worth = f.new_zeros((tokens.n_rows, tokens.width, 1))
+            norms = batch.y.new_zeros((tokens.n_rows, tokens.width))
         there = f.new_tensor([[float(t < n) for t in range(width)] for n in batch.tokens.lengths])[..., None]
         values[list(batch.rows), :width] = f * there
         worth[list(batch.rows), :width] = dictionary.scale(batch.x) * there
+        norms[list(batch.rows), :width] = batch.y.norm(dim=-1) * there[..., 0].to(batch.y)
     assert values is not None
     assert worth is not None
-    return FeatureValues(tuple(features), values, worth)
+    assert norms is not None
+    return FeatureValues(tuple(features), values, worth, norms)
+
+
+def massive_tokens(found: FeatureValues, positions: Positions) -> tuple[str, ...]:
+    """A warning where features are taken away at tokens whose norm is over five times the median."""
+    norms = found.norms
+    heavy = (norms > MASSIVE * norms[norms > 0].median()).nonzero().tolist()
+    taken = [(row, at) for row, at in heavy if positions is None or at in positions[row]]
+    if not taken:
+        return ()
+    first = " (the first of a row)" if all(at == 0 for _, at in taken) else ""
+    return (
+        f"Features are taken away at {len(taken)} massive-norm tokens too{first}: there the activations, and with them "
+        "those of features, are tens of times as large, most dictionaries were not trained on such tokens, and the "
+        "effects may be those of breaking the model. Leave them out with `positions`.",
+    )
 
 
 def contribution(

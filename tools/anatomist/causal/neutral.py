@@ -74,12 +74,12 @@ def _edit(site: Site, values: Mapping[Site, Tensor] | None) -> Edit:
 
 def total_loss(model: Runs, tokens: Tokens, edits: Sequence[Edit] = ()) -> float:
     """Summed next-token loss in nats, one text a pass: logits of every position are the largest tensor there is."""
-    total = 0.0
-    for row in range(tokens.n_rows):
-        one = tokens.rows([row])
-        logits = model.run(one, edits=edits, logits_at="all").logits
-        assert logits is not None
-        logprobs = logits[0, :-1].float().log_softmax(-1)
-        places = range(one.width - 1)
-        total -= float(logprobs[list(places), list(one.ids[0][1:])].sum())
-    return total
+    return sum(text_losses(model, tokens.rows([row]), edits)[0] for row in range(tokens.n_rows))
+
+
+def text_losses(model: Runs, tokens: Tokens, edits: Sequence[Edit] = ()) -> list[float]:
+    """Summed next-token loss of every row in nats, in one pass; the rows are of one length."""
+    logits = model.run(tokens, edits=edits, logits_at="all").logits
+    assert logits is not None
+    logprobs, places = logits[:, :-1].float().log_softmax(-1), list(range(tokens.width - 1))
+    return [-float(row[places, list(ids[1:])].sum()) for row, ids in zip(logprobs, tokens.ids, strict=True)]

@@ -11,7 +11,6 @@ from ..model.protocol import Model
 from ..model.tokens import Tokens
 from ..result import SelfTest
 
-MASSIVE = 5.0  # a token is massive when its norm is over this many times the median norm
 SPLICED_ROWS = 4  # prompts of the proof
 
 

@@ -1,11 +1,11 @@
 """Adding vectors to a run: the metric and the loss on other text under each of many vectors.
 
-A condition is one vector (or none) added at a lever's places; B prompts, C conditions, D model width.
+A condition is one vector added at a lever's places; B prompts, C conditions, D model width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -14,16 +14,21 @@ from ..model.batches import batches
 from ..model.edits import Edit
 from ..model.protocol import Model
 from ..model.sites import Site, SiteKind, check_site
+from ..model.sweep_cost import fit, pieces, row_bytes
+from ..model.sweep_plan import Cell
 from ..model.tokens import PositionSpec, Tokens
 from ..prompts.encoding import EncodedPrompts
+from ..result import SelfTest
 from .grids import together
-from .neutral import total_loss
+from .neutral import text_losses
 from .units import unit_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
     from torch import Tensor
+
+LOGIT_COPIES = 3  # of a text's logits that are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,44 +101,52 @@ def random_vectors(like: Float[Tensor, " d_model"], count: int, seed: int) -> li
     return [like.new_tensor(v / np.linalg.norm(v)) for v in drawn]
 
 
+class Steered(NamedTuple):
+    """The metric of every prompt under every condition."""
+
+    base: ndarray  # [B], nothing added
+    values: ndarray  # [C, B]
+    tests: tuple[SelfTest, ...]  # of the sweep that computed them
+
+
 def steered_values(
-    model: Model, lever: Lever, metric: Metric, conditions: Sequence[Tensor | None], budget_bytes: int
-) -> ndarray:
-    """The metric of every prompt under every condition, [C, B]; conditions share passes."""
-    import numpy as np
+    model: Model, lever: Lever, metric: Metric, vectors: Sequence[Tensor], budget_bytes: int,
+    progress: Callable[[float, float, str], None] = lambda done, total, what: None, *, seed: int = 0,
+) -> Steered:  # fmt: skip
+    """Every vector added at the lever's places, a cell of one sweep each: what stands before them is computed once."""
+    from ..model.sweep import SweepPlan, sweep  # torch, only where a model is
 
     n = lever.tokens.n_rows
-    pairs = [(c, b) for c in range(len(conditions)) for b in range(n)]
-    everything = lever.tokens.rows([b for _, b in pairs])
-    out = np.empty(len(pairs))
-    logit_bytes = 4 * model.info.d_vocab
-    for chosen in batches(model.info, everything, (), budget_bytes, extra=logit_bytes):
-        tokens = everything.rows(chosen)
-        edits = _edits(lever, [pairs[i] for i in chosen], conditions)
-        logits = model.run(tokens, edits=edits, logits_at=tokens.last).logits
-        assert logits is not None
-        values = metric.rows([pairs[i][1] for i in chosen])(logits)
-        out[list(chosen)] = values.double().cpu().numpy()
-    return out.reshape(len(conditions), n)
+    added = vectors[0].new_tensor([v.tolist() for v in vectors])[:, None]
+    cells = tuple(Cell(lever.sites, lever.positions, (c,) * n) for c in range(len(vectors)))
+    plan = SweepPlan(
+        base=lever.tokens, cells=cells, metrics=(metric,), read_at=lever.tokens.last, rule="add",
+        values=dict.fromkeys(lever.sites, added), seed=seed,
+    )  # fmt: skip
+    result = sweep(model, plan, progress, budget_bytes)
+    base, values = (x[0].double().cpu().numpy() for x in (result.base_values, result.values))
+    return Steered(base, values, result.self_tests)
 
 
-def _edits(
-    lever: Lever, pairs: Sequence[tuple[int, int]], conditions: Sequence[Tensor | None]
-) -> tuple[Edit, ...]:
-    """One edit a site, each row with its own vector; rows without one are left out."""
-    rows = tuple(i for i, (c, _) in enumerate(pairs) if conditions[c] is not None)
-    if not rows or not lever.sites:
-        return ()
-    vectors = [v for i in rows if (v := conditions[pairs[i][0]]) is not None]
-    value = vectors[0].new_tensor([v.tolist() for v in vectors])[:, None]
-    positions = None if lever.positions is None else tuple(lever.positions[pairs[i][1]] for i in rows)
-    return tuple(Edit(site=s, rule="add", rows=rows, positions=positions, value=value) for s in lever.sites)
+def losses(
+    model: Model, lever: Lever, texts: Tokens, vectors: Sequence[Tensor], budget_bytes: int
+) -> list[Losses]:
+    """Loss on texts with each vector added at every position: all vectors of one text go through side by side.
 
-
-def losses(model: Model, lever: Lever, texts: Tokens, conditions: Sequence[Tensor | None]) -> list[Losses]:
-    """Loss on texts under every condition, the vector added at every position."""
+    Raises:
+        WouldNotFit: one text with all its logits is over the budget.
+    """
     counted = sum(texts.lengths) - texts.n_rows
-    return [Losses(total_loss(model, texts, everywhere(lever, c)) / counted, counted) for c in conditions]
+    totals = [0.0] * len(vectors)
+    for row in range(texts.n_rows):
+        width = texts.lengths[row]
+        each = row_bytes(model.info, width, None) + LOGIT_COPIES * 4 * width * model.info.d_vocab
+        for part in pieces(len(vectors), fit(budget_bytes, each, "text with all its logits")):
+            added = vectors[0].new_tensor([vectors[i].tolist() for i in part])[:, None]
+            edits = [Edit(site=s, rule="add", value=added) for s in lever.sites]
+            for i, loss in zip(part, text_losses(model, texts.rows([row] * len(part)), edits), strict=True):
+                totals[i] += loss
+    return [Losses(total / counted, counted) for total in totals]
 
 
 def everywhere(lever: Lever, vector: Tensor | None) -> tuple[Edit, ...]:

@@ -1,17 +1,22 @@
 """Affine maps from the residual of each layer to that of the last, trained so that the lens reads what the model says.
 
 n tokens, D model width, V vocabulary. With h a residual as a row, its map gives h A + b; the loss is the mean over
-tokens of KL(model || lens(h A + b)). A map begins as the identity. It is trained as h + u (z B + c) with z the residual
-whitened over the training tokens and u a fixed unit (the median spread of the layer's own
-dimensions over D, so that Adam's rate is about the share of that spread which a token moves in a step): the few
-dimensions of huge activation that language models have would otherwise decide how fast all else is learnt, and a step
-sized by the last residual would swamp the small ones of early layers. B and c begin at 0.
+tokens of KL(model || lens(h A + b)). A map is trained as h + u (z B + c) with z the residual whitened over the training
+tokens and u a fixed unit (the median spread of the layer's own dimensions over D, so that Adam's rate is about the
+share of that spread which a token moves in a step): the few dimensions of huge activation that language models have
+would otherwise decide how fast all else is learnt, and a step sized by the last residual would swamp the small ones of
+early layers.
 
-Source: Belrose et al., arXiv 2303.08112, section 3 (loss, identity start).
+Training starts from whichever reads the check part best: the identity (B and c 0), or the ridge regression of the last
+residual on this one at one of some penalties, which is exact in one product and leaves little to descend. The best map
+met on the way is kept, by the check part as well: a layer with nothing to gain keeps the identity.
+
+Source: Belrose et al., arXiv 2303.08112, section 3 (loss, identity start); the regression as a start is ours.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 FLOOR = 1e-4  # of the mean variance: axes of less are not blown up by whitening
 CHECKS = 8  # times in a training that the check part is looked at
 LOGIT_COPIES = 6  # of one batch's logits that a step holds
+PENALTIES = (0.01, 0.1, 1.0)  # of the regression, in units of the whitened residual's variance
 
 
 class Map(NamedTuple):
@@ -100,20 +106,29 @@ def train(
     left = torch.ones(len(final), dtype=torch.bool)
     left[check.cpu()] = False
     usable = left.nonzero()[:, 0]
+    with torch.no_grad():
+        reference = [lens(model, final[check[p]]) for p in _slices(len(check), recipe.batch)]
+
+    def checked(own: _Trained, x: Tensor) -> float:
+        with torch.no_grad():
+            parts = [check[p] for p in _slices(len(check), recipe.batch)]
+            found = [kl(lens(model, own(x[p])), r) for p, r in zip(parts, reference, strict=True)]
+        return float(torch.cat(found).mean())
+
     trained = [_Trained(x[usable], recipe) for x in residuals]
+    for x, own in zip(residuals, trained, strict=True):
+        own.start(x[usable], final[usable], lambda own=own, x=x: checked(own, x))
+        progress(0)
     every = max(1, recipe.steps // CHECKS)
-    for step in range(recipe.steps + 1):
-        if step % every == 0 or step == recipe.steps:
-            for x, own in zip(residuals, trained, strict=True):
-                with torch.no_grad():
-                    own.look(divergence(model, own(x[check]), final[check], recipe.batch))
-        if step == recipe.steps:
-            break
+    for step in range(recipe.steps):
         chosen = usable[torch.randint(len(usable), (recipe.batch,), generator=source)].to(final.device)
         with torch.no_grad():
             target = lens(model, final[chosen])
+        looking = (step + 1) % every == 0 or step + 1 == recipe.steps
         for x, own in zip(residuals, trained, strict=True):
             own.step(lambda h, target=target: kl(lens(model, h), target).mean(), x[chosen])
+            if looking:
+                own.look(checked(own, x))
         progress(1)
     return [own.best() for own in trained]
 
@@ -134,6 +149,23 @@ class _Trained:
         self.falling = LinearLR(self.adam, 1.0, 0.0, total_iters=max(1, recipe.steps))
         self.lowest, self.kept = float("inf"), (self.change.detach().clone(), self.shift.detach().clone())
 
+    def start(
+        self, x: Float[Tensor, "n D"], final: Float[Tensor, "n D"], checked: Callable[[], float]
+    ) -> None:
+        """Begin where the check part is read best: at the identity, or at a regression of the last residual."""
+        self.look(checked())
+        z, missing = (widened(x) - self.mean) @ self.into, widened(final) - widened(x)
+        spread, mean = z.pow(2).mean(0)[:, None], missing.mean(0)
+        slope = z.T @ (missing - mean) / len(z)
+        for penalty in PENALTIES:
+            self._set(slope / (spread + penalty) / self.unit, mean / self.unit)
+            self.look(checked())
+        self._set(*self.kept)
+
+    def _set(self, change: Float[Tensor, "D D"], shift: Float[Tensor, " D"]) -> None:
+        self.change.data.copy_(change)
+        self.shift.data.copy_(shift)
+
     def __call__(self, h: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         z = (widened(h) - self.mean) @ self.into
         return (widened(h) + self.unit * (z @ self.change + self.shift)).to(h.dtype)
@@ -147,9 +179,8 @@ class _Trained:
         self.adam.step()
         self.falling.step()
 
-    def look(self, found: Float[Tensor, " m"]) -> None:
+    def look(self, value: float) -> None:
         """Keep the map where it reads the check part best; the identity is the first candidate."""
-        value = float(found.mean())
         if value < self.lowest:
             self.lowest, self.kept = value, (self.change.detach().clone(), self.shift.detach().clone())
 
@@ -177,29 +208,29 @@ def _whitening(centred: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:
     return (turn / (variance + FLOOR * variance.mean()).sqrt()).to(centred.dtype)
 
 
-def divergence(
-    model: Model, mapped: Float[Tensor, "n D"], final: Float[Tensor, "n D"], at_once: int
-) -> Float[Tensor, " n"]:
-    """KL(model || lens) of every token, in nats, a few at a time."""
+class Reading(NamedTuple):
+    """What a lens reads at every token of one level."""
+
+    kl: Float[Tensor, " n"]  # KL(model || lens), nats
+    bits: Float[Tensor, " n"]  # -log2 probability of the token that follows
+
+
+def readings(
+    model: Model, levels: Sequence[tuple[Float[Tensor, "n D"], Map | None]], final: Float[Tensor, "n D"],
+    following: Int[Tensor, " n"], at_once: int,
+) -> list[Reading]:  # fmt: skip
+    """Every level through its map (None: as it is), a few tokens at a time; the model's own logits are made once."""
     import torch
 
-    with torch.no_grad():
-        parts = [kl(lens(model, mapped[p]), lens(model, final[p])) for p in _slices(len(final), at_once)]
-    return torch.cat(parts)
-
-
-def surprise(
-    model: Model, mapped: Float[Tensor, "n D"], following: Int[Tensor, " n"], at_once: int
-) -> Float[Tensor, " n"]:
-    """-log2 probability that the lens gives the token that follows."""
-    import torch
-
-    with torch.no_grad():
-        parts = [
-            -lens(model, mapped[p]).log_softmax(-1).gather(-1, following[p][:, None])[:, 0]
-            for p in _slices(len(following), at_once)
-        ]
-    return torch.cat(parts) / torch.log(torch.tensor(2.0))
+    found: list[list[Reading]] = [[] for _ in levels]
+    for p in _slices(len(final), at_once):
+        with torch.no_grad():
+            target = lens(model, final[p])
+            for (x, own), parts in zip(levels, found, strict=True):
+                logits = lens(model, x[p] if own is None else own(x[p]))
+                surprise = -logits.log_softmax(-1).gather(-1, following[p][:, None])[:, 0]
+                parts.append(Reading(kl(logits, target), surprise / math.log(2)))
+    return [Reading(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:

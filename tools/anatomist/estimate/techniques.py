@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
-from typing import NamedTuple
 
 from ..errors import BadSite
 from ..model.sites import SiteKind, parse_site
@@ -20,33 +18,12 @@ from ..result import Frozen
 from . import formulas as f
 from .calibration import Rate
 from .cost import Cost, Part, cost
+from .edited import erasure_cost, steering_cost, weight_edit_cost
+from .extent import Cells, Extent, Given, items_of, names_of, needs_every_logit, number_of, passing, widths_of
 from .sizes import Sizes
 
-Given = Mapping[str, object]
 USUAL_SOURCES = 5  # roles of a prompt and the rest, where none are named
 ROWS_A_CHUNK = 64  # cells that read the weights together
-
-
-@dataclass(frozen=True)
-class Extent:
-    """What a technique works on."""
-
-    rows: int  # prompts
-    width: int  # tokens of the longest
-    shared: float = 0.0  # tokens that a prompt and its counterfactual begin with alike; patching computes none of them
-    budget: int | None = None  # bytes that batches are fitted to; None for all prompts at once
-
-    @property
-    def prompts(self) -> str:
-        return f"{self.rows} prompts of {self.width} tokens"
-
-
-class Cells(NamedTuple):
-    """The cells of a sweep, on one prompt."""
-
-    n: float
-    block_tokens: float  # blocks times tokens that all of them compute
-    logits: float = 0.0  # cells that need every logit; a logit difference needs two
 
 
 def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: Extent, rate: Rate) -> Cost:
@@ -58,6 +35,12 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
         on = _random_tokens(given, on)
     if "examples" in given:
         on = _labelled(given, on)
+    if {"direction", "strengths"} <= given.keys():
+        return steering_cost(given, sizes, on, rate)
+    if {"changes", "keep"} <= given.keys():
+        return weight_edit_cost(given, sizes, on, rate)
+    if {"shrinkage", "positive"} <= given.keys():
+        return erasure_cost(given, sizes, on, rate)
     if {"test_tokens", "batch"} <= given.keys():
         return lens_training_cost(given, sizes, on, rate)
     if {"target", "target_position"} <= given.keys():
@@ -91,7 +74,7 @@ def sweep_cost(cells: Cells, s: Sizes, on: Extent, rate: Rate) -> Cost:
     parts = [
         Part(what="both runs' residuals", formula="2 B T L d s", bytes=2 * f.residual_bytes(s, rows, width)),
         Part(what="the base run's keys and values", formula="2 B T L K h s", bytes=keys),
-        *_passing(s, on),
+        *passing(s, on),
     ]
     passes = 2 + rows * cells.block_tokens / (s.layers * width * ROWS_A_CHUNK)
     basis = f"{cells.n:.0f} cells x {on.prompts}, each restarted at its layer"
@@ -100,15 +83,15 @@ def sweep_cost(cells: Cells, s: Sizes, on: Extent, rate: Rate) -> Cost:
 
 def gradient_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """Two passes and a backward pass a step, then the cells that are re-checked exactly."""
-    steps = _number(given, "steps", 1) if given.get("method") == "integrated" else 1
+    steps = number_of(given, "steps", 1) if given.get("method") == "integrated" else 1
     every = sweep_cells(given, s, on)
-    checked = min(every.n, _number(given, "top", 0) + _number(given, "sample", 0))
+    checked = min(every.n, number_of(given, "top", 0) + number_of(given, "sample", 0))
     share = checked / max(every.n, 1)
     checks = sweep_cost(Cells(checked, every.block_tokens * share, every.logits * share), s, on, rate)
     saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
-        *_passing(s, on),
+        *passing(s, on),
     ]
     flops = f.attribution_flops(s, on.rows, on.width, steps) + checks.flops
     basis = f"{steps} x (two forwards and a backward) over {on.prompts}, then {checked:.0f} cells exactly"
@@ -124,16 +107,16 @@ def circuit_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     nodes = s.layers * (s.heads + 1)
     inputs = s.layers * (s.heads + 2 * s.kv_heads + 1)
     parts_of = nodes * inputs // 2 if edges else nodes
-    steps = _number(given, "steps", 1) if given.get("method") == "eap_ig" else 1
-    checked = parts_of if exact else min(parts_of, _number(given, "top", 0) + _number(given, "sample", 0))
-    n = checked + CURVES + SEARCH + HALVES + _number(given, "minimality", 0)
-    n += _number(given, "controls", 0) * (1 if edges else 2)
+    steps = number_of(given, "steps", 1) if given.get("method") == "eap_ig" else 1
+    checked = parts_of if exact else min(parts_of, number_of(given, "top", 0) + number_of(given, "sample", 0))
+    n = checked + CURVES + SEARCH + HALVES + number_of(given, "minimality", 0)
+    n += number_of(given, "controls", 0) * (1 if edges else 2)
     live = on.width - on.shared
-    circuits = sweep_cost(Cells(n, n * s.layers * live, n * _needs_every_logit(given)), s, on, rate)
+    circuits = sweep_cost(Cells(n, n * s.layers * live, n * needs_every_logit(given)), s, on, rate)
     saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
-        *_passing(s, on),
+        *passing(s, on),
     ]
     between = 0
     if edges:  # what every sender writes, twice, and what every input reads
@@ -145,15 +128,22 @@ def circuit_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     return cost(parts, flops, 4 * steps + n, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
+LENS_LOOKS, LENS_CHECK = 12, 128  # at the check part: starts and stops; its tokens
+
+
 def lens_training_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
-    """Reading the text, then an unembedding forth and back for each token of a batch, step, layer and seed."""
-    width, batch = int(_number(given, "width", 1)), _number(given, "batch", 1)
-    layers = len(_names(given.get("layers"))) or s.layers
-    tokens, tested = (0 if given.get("maps") else _number(given, "n_tokens", 0)), _number(given, "test_tokens", 0)
-    trained = (_number(given, "seeds", 1) * _number(given, "steps", 0) * batch) if tokens else 0
+    """Reading the text, a regression a layer, then an unembedding forth and back for each token of a batch, step, layer
+    and seed, one for every look at the check part, and those of the test."""
+    width, batch = int(number_of(given, "width", 1)), number_of(given, "batch", 1)
+    layers = len(names_of(given.get("layers"))) or s.layers
+    tokens, tested = (0 if given.get("maps") else number_of(given, "n_tokens", 0)), number_of(given, "test_tokens", 0)
+    seeds = number_of(given, "seeds", 1)
+    trained = (seeds * number_of(given, "steps", 0) * batch) if tokens else 0
+    looks = seeds * LENS_LOOKS * min(LENS_CHECK, tokens // 16)
     read = math.ceil((tokens + 4 * tested) / width)  # of a tested row only some tokens are used
-    unembeddings = layers * (2 * trained + 4 * tested)
-    flops = f.forward_flops(s, read, width, logits_per_row=0) + unembeddings * f.unembed_flops(s)
+    unembeddings = layers * (2 * trained + looks + (1 + seeds) * tested)
+    fits = 4 * layers * seeds * tokens * s.d_model**2
+    flops = f.forward_flops(s, read, width, logits_per_row=0) + fits + unembeddings * f.unembed_flops(s)
     parts = [
         Part(what="residuals trained on", formula="n L d s", bytes=tokens * layers * s.d_model * s.item_bytes),
         Part(what="maps under training", formula="8 L d^2 4", bytes=32 * layers * s.d_model**2 if tokens else 0),
@@ -166,21 +156,21 @@ def lens_training_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
 
 def transplant_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     """A target of about twenty tokens, patched at one position from every layer, with its random controls."""
-    layers = len(_names(given.get("layers"))) or s.layers
-    n = layers * (1 + _number(given, "controls", 0))
+    layers = len(names_of(given.get("layers"))) or s.layers
+    n = layers * (1 + number_of(given, "controls", 0))
     return Cells(n, n * s.layers / 2, n)
 
 
 def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """A forward and a backward pass, then features taken away exactly, as if at the middle layer."""
-    n = _number(given, "top", 0) + _number(given, "sample", 0) + _number(given, "controls", 0) + 2
+    n = number_of(given, "top", 0) + number_of(given, "sample", 0) + number_of(given, "controls", 0) + 2
     checks = sweep_cost(Cells(n, n * s.layers / 2 * on.width, n), s, on, rate)
     saved = on.rows * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     written = n * f.residual_bytes(s, on.rows, on.width) / s.layers
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
         Part(what="values that are written", formula="n B T d s", bytes=int(written)),
-        *_passing(s, on),
+        *passing(s, on),
     ]
     flops = f.attribution_flops(s, on.rows, on.width, 1) + checks.flops
     basis = f"a forward and a backward pass over {on.prompts}, then {n:.0f} sets of features taken away"
@@ -189,17 +179,17 @@ def feature_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
 
 def search_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """Steps of gradient descent for every place and seed (one more in an untrained model), then the controls."""
-    places = max(len(_names(given.get("layers"))), len(_names(given.get("heads"))), 1)
-    places *= max(len(_names(given.get("positions"))), 1)
-    seeds = _number(given, "seeds", 1)
+    places = max(len(names_of(given.get("layers"))), len(names_of(given.get("heads"))), 1)
+    places *= max(len(names_of(given.get("positions"))), 1)
+    seeds = number_of(given, "seeds", 1)
     searches = 0 if given.get("subspace") is not None else places * (seeds + bool(given.get("random_model")))
-    steps, batch = searches * _number(given, "steps", 1), _number(given, "batch", 1)
+    steps, batch = searches * number_of(given, "steps", 1), number_of(given, "batch", 1)
     ways = 2 if given.get("direction") == "both" else 1
-    judged = places * ways * (4 * seeds + _number(given, "controls", 0) + 4)
+    judged = places * ways * (4 * seeds + number_of(given, "controls", 0) + 4)
     saved = batch * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),
-        *_passing(s, on),
+        *passing(s, on),
     ]
     a_pass = f.forward_flops(s, on.rows, on.width, logits_per_row=1)
     flops = 3 * steps * f.forward_flops(s, batch, on.width, logits_per_row=1) + judged * a_pass
@@ -210,7 +200,7 @@ def search_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
 def reading_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     """Two passes (clean and corrupted) with what is kept of them."""
     flops = 2 * f.forward_flops(s, on.rows, on.width, logits_per_row=1)
-    parts = [*_passing(s, on), *_reads(given, s, on)]
+    parts = [*passing(s, on), *_reads(given, s, on)]
     return cost(parts, flops, 2, s, rate, f"2 passes over {on.prompts}", rows=on.rows, budget=on.budget)
 
 
@@ -220,40 +210,40 @@ def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     a_layer = {"head": s.heads, "q": s.heads, "k": s.kv_heads, "v": s.kv_heads, "neuron": s.d_mlp}
     units = a_layer.get(str(given.get("site")), 1)
     # A name that is no head is left to the technique, which says what heads look like.
-    found = (re.match(r"L(\d+)(?:H|KV|N|F)\d+$", str(name)) for name in _names(given.get("heads")))
+    found = (re.match(r"L(\d+)(?:H|KV|N|F)\d+$", str(name)) for name in names_of(given.get("heads")))
     named = [int(match[1]) for match in found if match]
-    layers = named or [int(layer) for layer in _names(given.get("layers"))] or list(range(s.layers))
+    layers = named or [int(layer) for layer in names_of(given.get("layers"))] or list(range(s.layers))
     grid = given.get("grid") or ("layer_head" if units > 1 or "ablation" in given else "layer_position")
-    whole = _needs_every_logit(given)
+    whole = needs_every_logit(given)
     starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
     blocks = sum(s.layers - start for start in starts)
     if grid == "layer_head":
         sets = _joint_sets(given)
         n = len(starts) + sets
         return Cells(n, (blocks + sets * (s.layers - min(starts))) * live, n * whole)
-    positions = len(_names(given.get("positions"))) or on.width
+    positions = len(names_of(given.get("positions"))) or on.width
     n = len(starts) * positions
     return Cells(n, blocks * positions * live**2 / (2 * on.width), n * whole)
 
 
 def path_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     """Every sender through every receiver, from the sender's layer on, half the layers on average."""
-    senders = len(_names(given.get("senders"))) or s.layers * (s.heads + 1)
-    ends = len(_names(given.get("receivers"))) + bool(given.get("together"))
+    senders = len(names_of(given.get("senders"))) or s.layers * (s.heads + 1)
+    ends = len(names_of(given.get("receivers"))) + bool(given.get("together"))
     n = senders * ends
-    return Cells(n, n * s.layers / 2 * (on.width - on.shared), n * _needs_every_logit(given))
+    return Cells(n, n * s.layers / 2 * (on.width - on.shared), n * needs_every_logit(given))
 
 
 def knockout_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     """Rows by sources, each with its random sets: whole passes, for any layer may be cut."""
-    heads, layers = _names(given.get("heads")), len(_names(given.get("layers"))) or s.layers
+    heads, layers = names_of(given.get("heads")), len(names_of(given.get("layers"))) or s.layers
     if given.get("by") == "head":
         rows = len(heads) or layers * s.heads
     else:
         stride = given.get("stride") or given.get("window") or max(1, layers // 5)
         rows = 1 + math.ceil(layers / int(str(stride)))
-    n = rows * (len(_names(given.get("sources"))) or USUAL_SOURCES) * (1 + _number(given, "controls", 0))
-    return Cells(n, n * s.layers * on.width, n * _needs_every_logit(given))
+    n = rows * (len(names_of(given.get("sources"))) or USUAL_SOURCES) * (1 + number_of(given, "controls", 0))
+    return Cells(n, n * s.layers * on.width, n * needs_every_logit(given))
 
 
 def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
@@ -266,48 +256,31 @@ def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:
     return rows * width * per_token * s.item_bytes
 
 
-def _needs_every_logit(given: Given) -> bool:
-    return {str(given.get("metric", "logit_diff")), *_names(given.get("more_metrics"))} != {"logit_diff"}
-
-
 def _random_tokens(given: Given, on: Extent) -> Extent:
     """Rows of random tokens, each repeated once, for every seed; untrained twins read as many as one seed."""
-    sets = _number(given, "seeds", 1) + _number(given, "null_models", 0)
-    return replace(on, rows=sets * _number(given, "rows", 1), width=2 * _number(given, "length", 1))
+    sets = number_of(given, "seeds", 1) + number_of(given, "null_models", 0)
+    return replace(on, rows=sets * number_of(given, "rows", 1), width=2 * number_of(given, "length", 1))
 
 
 def _labelled(given: Given, on: Extent) -> Extent:
     """Texts in the arguments, at about three characters a token, read by the model and its untrained twins."""
-    texts = [getattr(e, "text", ()) for e in _items(given.get("examples"))]
-    widths = [1 + len(t) // 3 if isinstance(t, str) else len(t) for t in texts]
-    return replace(on, rows=len(texts) * (1 + _number(given, "null_models", 0)), width=max(widths, default=1))
-
-
-def _items(named: object) -> Sequence[object]:
-    return named if isinstance(named, Sequence) and not isinstance(named, str) else ()
+    texts = [getattr(e, "text", ()) for e in items_of(given.get("examples"))]
+    widths = widths_of(texts)
+    return replace(on, rows=len(texts) * (1 + number_of(given, "null_models", 0)), width=max(widths, default=1))
 
 
 def _running_text(given: Given, on: Extent) -> Extent:
     """Windows of text, as many as the tokens asked for fill."""
-    width = max(1, int(_number(given, "width", 1)))
-    return replace(on, rows=math.ceil(_number(given, "n_tokens", width) / width), width=width)
-
-
-def _passing(s: Sizes, on: Extent) -> list[Part]:
-    """What any pass holds."""
-    work, logits = f.block_at_work_bytes(s, on.rows, on.width), f.logit_bytes(s, on.rows, 1)
-    return [
-        Part(what="one block at work", formula=f.BLOCK_AT_WORK, bytes=work),
-        Part(what="logits at the read position", formula="B V s", bytes=logits),
-    ]
+    width = max(1, int(number_of(given, "width", 1)))
+    return replace(on, rows=math.ceil(number_of(given, "n_tokens", width) / width), width=width)
 
 
 def _reads(given: Given, s: Sizes, on: Extent) -> list[Part]:
     """The places that `sites` names, by layers where it names a kind alone; kept ones go to disk."""
-    n_layers = len(_names(given.get("layers"))) or s.layers
+    n_layers = len(names_of(given.get("layers"))) or s.layers
     place = "disk" if given.get("keep") else "memory"
     parts = []
-    for name in _names(given.get("sites")):
+    for name in names_of(given.get("sites")):
         kind, times = _kind(name, n_layers)
         size = times * site_bytes(kind, s, on.rows, on.width)
         parts.append(Part(what=f"{name}, {times} layer(s)", formula="its shape x s", bytes=size, place=place))
@@ -327,13 +300,3 @@ def _joint_sets(given: Given) -> int:
     if together is None:
         together = bool(given.get("heads") or given.get("layers"))
     return 1 + controls if "together" in given and together and isinstance(controls, int) else 0
-
-
-def _names(named: object) -> list[str]:
-    """What a selection names; nothing for all."""
-    return [str(n) for n in named] if isinstance(named, Sequence) and not isinstance(named, str) else []
-
-
-def _number(given: Given, name: str, default: int) -> int:
-    value = given.get(name, default)
-    return value if isinstance(value, int) else default

@@ -15,9 +15,10 @@ from ..devices import memory_available
 from ..errors import BadArguments, Unavailable, UnknownName
 from ..estimate.calibration import Rate, machine_rate
 from ..estimate.cost import Cost, in_bytes
+from ..estimate.extent import Extent
 from ..estimate.named import NAMED, Work, cost_of_named, standing_parts
 from ..estimate.sizes import Dtype, Sizes, sizes_of_name
-from ..estimate.techniques import Extent, cost_of_technique
+from ..estimate.techniques import cost_of_technique
 from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen

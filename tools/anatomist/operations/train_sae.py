@@ -119,6 +119,7 @@ def run(host: Host, arguments: Arguments, progress: Progress) -> TrainedSae:
         dtype=None if arguments.dtype == "float32" else arguments.dtype,
     )  # fmt: skip
     quality = _measured(model, folder, judged, progress)
+    text = text.model_copy(update={"held_out_sha256": _digest(held)})
     card = Card(
         name=arguments.name, model=model.info.name, model_hash=model.info.weights_hash, site=str(site), text=text,
         recipe=recipe, quality=quality, history=tuple(trained.history), seconds=seconds, versions=versions(),

@@ -82,10 +82,10 @@ def _histogram(heading: str, counts: Counts | None) -> str:
         if c
     )
     return (
-        f'<h3>{heading}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT + 14}" role="img" aria-label="{escape(heading)}">'
+        f'<h3>{heading}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT + 18}" role="img" aria-label="{escape(heading)}">'
         f'{bars}<line class="base" x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}"/>'
-        f'<text x="0" y="{HEIGHT + 11}">{counts.edges[0]:.3g}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT + 11}" text-anchor="end">{counts.edges[-1]:.3g}; most in a bin {most}</text>'
+        f'<text x="0" y="{HEIGHT + 13}">{counts.edges[0]:.3g}</text>'
+        f'<text x="{WIDTH}" y="{HEIGHT + 13}" text-anchor="end">{counts.edges[-1]:.3g}; most in a bin {most}</text>'
         "</svg>"
     )
 

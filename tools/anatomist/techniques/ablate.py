@@ -119,6 +119,7 @@ class Chosen(NamedTuple):
     together: JointCells
     away: Mapping[Site, Tensor] | None = None  # what is added to take features away
     names: tuple[str, ...] = ()  # of features
+    warnings: tuple[str, ...] = ()
 
     @property
     def joint(self) -> tuple[Cell, ...]:
@@ -176,7 +177,7 @@ def features_of(context: Context, arguments: Arguments, prompts: EncodedPrompts)
         ablation=arguments.ablation, together=arguments.together is not False, controls=arguments.controls,
         seed=arguments.seed, budget_bytes=context.budget_bytes,
     )  # fmt: skip
-    return Chosen(parts.singles, parts.together, parts.values, parts.names)
+    return Chosen(parts.singles, parts.together, parts.values, parts.names, parts.warnings)
 
 
 def _sites(kind: PartSite, arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
@@ -261,7 +262,7 @@ def _plan(
         assert context.dictionary is not None
         name = context.dictionary.info.name
         written = f"f d of each feature of {name} becomes {BECOMES[arguments.ablation]}; the rest and its error stay"
-        return plan, written, context.dictionary.info.cautions
+        return plan, written, (*chosen.warnings, *context.dictionary.info.cautions)
     if arguments.ablation == "zero":
         plan = SweepPlan(
             base=base, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="zero", seed=arguments.seed

@@ -22,9 +22,10 @@ from pydantic import Field
 
 from ..causal.features import chosen_dictionary, feature_name, parse_features, said
 from ..causal.measured import failed
-from ..causal.reconstruction import MASSIVE, explained_over, spliced
+from ..causal.reconstruction import explained_over, spliced
 from ..dictionaries.logits import direct_logits, residual_directions
 from ..dictionaries.protocol import Dictionary
+from ..dictionaries.quality import MASSIVE
 from ..dictionaries.reading import Encoded, encode_tokens
 from ..errors import Unsupported
 from ..figures import Bars, Figure, TextRow, TextRows

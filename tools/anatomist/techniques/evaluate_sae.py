@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from ..dictionaries.agreement import Agreement, agreement
 from ..dictionaries.probing import Absorption, ProbeRow, absorption, halves, probe_rows, properties
 from ..dictionaries.protocol import Dictionary
 from ..dictionaries.quality import DENSE, MASSIVE, Quality, measure_quality
@@ -74,6 +75,10 @@ class Judged(Frozen):
     baseline: str | None = Field(description="pca, random_decoder or random_model; absent for the SAEs given.")
     features: int = Field(description="Number of features.")
     quality: Quality = Field(description="Its figures, with and without massive-norm tokens.")
+    agreement: Agreement | None = Field(
+        default=None, description="The first SAE's features looked for in this one; absent for itself, PCA and SAEs of "
+        "an untrained model."
+    )
 
 
 class SaeEvaluation(Result):
@@ -108,7 +113,7 @@ def run(context: Context, arguments: Arguments) -> SaeEvaluation:
     judged_text, learned_text = text.split(JUDGED, arguments.seed)
     bos = first.info.bos if arguments.bos is None else arguments.bos
     judged = rows(judged_text, model, width=arguments.width, n_tokens=arguments.tokens, bos=bos)
-    table = [_judged(context, model, sae, judged, None) for sae in saes]
+    table = [_judged(context, model, sae, judged, None, first) for sae in saes]
     l0 = table[0].quality.ordinary.l0
     found, left_out = _baselines(context, arguments, first, l0, learned_text, judged, bos)
     table += [row for row, _ in found]
@@ -133,9 +138,15 @@ def _found(context: Context, name: str, first: Dictionary) -> Dictionary:
     return found
 
 
-def _judged(context: Context, model: Model, sae: Dictionary, tokens: Tokens, baseline: str | None) -> Judged:
+def _judged(
+    context: Context, model: Model, sae: Dictionary, tokens: Tokens, baseline: str | None, first: Dictionary
+) -> Judged:
     quality = measure_quality(model, sae, tokens, progress=context.progress, budget=context.budget_bytes)
-    return Judged(name=sae.info.name, baseline=baseline, features=sae.info.d_dict, quality=quality)
+    alike = sae is not first and baseline in (None, "random_decoder")
+    return Judged(
+        name=sae.info.name, baseline=baseline, features=sae.info.d_dict, quality=quality,
+        agreement=agreement(first, sae) if alike else None,
+    )  # fmt: skip
 
 
 def _baselines(
@@ -180,7 +191,7 @@ def _baselines(
         else:
             assert x is not None
             sae = trained(x, "frozen random decoder", frozen=True)
-        found.append((_judged(context, on, sae, judged, baseline), sae))
+        found.append((_judged(context, on, sae, judged, baseline, first), sae))
         if on is not model:
             on.close()
     return found, tuple(left_out)
@@ -256,7 +267,8 @@ def _summary(table: Sequence[Judged], absorbed: Absorption | None) -> str:
         q = row.quality.ordinary
         ce = "" if q.ce_recovered is None else f", CE recovered {q.ce_recovered:.2f}"
         ev = f"{q.explained_variance:.3f}"
-        lines.append(f"{row.name}: L0 {q.l0:.1f}, explained variance {ev}{ce}, dead {q.dead_share:.0%}")
+        again = "" if row.agreement is None else f", has {row.agreement.found_again:.0%} of the first's features"
+        lines.append(f"{row.name}: L0 {q.l0:.1f}, explained variance {ev}{ce}, dead {q.dead_share:.0%}{again}")
     apart = table[0].quality
     heavy = (
         f" {apart.massive_tokens} massive-norm tokens ({apart.massive_variance_share:.0%} of the variance) are left "

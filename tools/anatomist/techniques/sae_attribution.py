@@ -29,6 +29,7 @@ from ..causal.features import (
     error_cell,
     feature_name,
     feature_values,
+    massive_tokens,
     removal_test,
     said,
 )
@@ -153,7 +154,8 @@ def run(context: Context, arguments: Arguments) -> SaeAttributionResult:
     )  # fmt: skip
     context.keep("estimates", found.estimates, axes=("feature", "prompt"), unit=UNITS[arguments.metric])
     context.keep("values", result.values[0], axes=("cell", "prompt"), unit=UNITS[arguments.metric])
-    return _result(arguments, dictionary, prompts, found, chosen, reasons, plan, result, tests, context)
+    heavy = massive_tokens(values, positions)
+    return _result(arguments, dictionary, prompts, found, chosen, reasons, plan, result, tests, heavy, context)
 
 
 def _chosen(found: Scores, arguments: Arguments) -> tuple[dict[int, str], Chosen]:
@@ -172,7 +174,8 @@ def _chosen(found: Scores, arguments: Arguments) -> tuple[dict[int, str], Chosen
 
 def _result(
     arguments: Arguments, dictionary: Dictionary, prompts: EncodedPrompts, found: Scores, chosen: Chosen,
-    reasons: dict[int, str], plan: SweepPlan, result: SweepResult, tests: Sequence[SelfTest], context: Context,
+    reasons: dict[int, str], plan: SweepPlan, result: SweepResult, tests: Sequence[SelfTest], heavy: tuple[str, ...],
+    context: Context,
 ) -> SaeAttributionResult:  # fmt: skip
     values, base = result.values[0].double().numpy(), result.base_values[0].double().numpy()
     changes = values - base
@@ -199,7 +202,7 @@ def _result(
             dictionary, base_estimate, standing, joint[0], error, recheck, len(found.active), n, clusters, unit
         ),
         warnings=(
-            *failed(tests), *dictionary.info.cautions, *doubts(recheck), *_error_warning(error, base_estimate),
+            *failed(tests), *heavy, *dictionary.info.cautions, *doubts(recheck), *_error_warning(error, base_estimate),
             *too_few(clusters.count, n), *few_controls(joint), *prompts.warnings,
         ),
         sae=dictionary.info.name,

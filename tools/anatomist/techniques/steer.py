@@ -22,12 +22,11 @@ from pydantic import Field
 
 from ..causal.directions import DirectionRef, Vector, dictionary_named, direction_of, like
 from ..causal.dose_response import SteeredAt, corrected_p, dose, loss_response, response
-from ..causal.measured import encoded, failed
-from ..causal.neutral import neutral_tokens
+from ..causal.measured import encoded, failed, last_logits
+from ..causal.neutral import neutral_tokens, total_loss
 from ..causal.steered_text import Push, Sample, samples, with_instruction
 from ..causal.steering import (
     Lever,
-    Losses,
     lever_at,
     losses,
     random_vectors,
@@ -43,7 +42,7 @@ from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts, Part, encode
 from ..prompts.prompt_set import PromptSet
 from ..result import Estimate, Result, SelfTest
-from ..technique import Context, OnPrompts, Positions
+from ..technique import Context, OnPrompts, Positions, Progress
 from ..technique import Metric as MetricArgument
 
 if TYPE_CHECKING:
@@ -137,19 +136,19 @@ def run(context: Context, arguments: Arguments) -> SteerResult:
         lever_at(model, prompts, arguments.site, group, arguments.positions, context.budget_bytes) for group in groups
     ]
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
-    (base,) = steered_values(model, levers[0], metric, [None], context.budget_bytes)
+    base = metric(last_logits(model, prompts.clean)).double().cpu().numpy()
     neutral = _neutral(context, arguments, prompts)
-    before = losses(model, levers[0], neutral, [None])[0]
+    before = total_loss(model, neutral) / (sum(neutral.lengths) - neutral.n_rows)
     places: list[SteeredAt] = []
+    tests: list[SelfTest] = [_nothing_added(context, levers[0], metric, base)]
     for done, lever in enumerate(levers):
         context.progress(done, len(levers) + 1, f"steering at {lever.where}")
-        places.append(
-            _at(context, arguments, lever, metric, clusters, base, strengths, wanted, others, neutral, before)
-        )
+        place, found = _at(context, arguments, lever, metric, clusters, strengths, wanted, others, neutral, before)
+        places.append(place)
+        tests += found
     context.progress(len(levers), len(levers) + 1, "continuing prompts")
     pushes = _pushes(context, arguments, levers, wanted, strengths) if arguments.samples else []
     said = samples(model, pushes, arguments.new_tokens, arguments.keywords, seed=arguments.seed)
-    tests = (_nothing_added(context, levers[0], metric, base),)
     instructed = _instructed(context, arguments, base, clusters)
     result = SteerResult(
         summary="",
@@ -161,9 +160,9 @@ def run(context: Context, arguments: Arguments) -> SteerResult:
         instruction=instructed,
         places=tuple(places),
         neutral=f"{len(arguments.neutral_text)} given texts" if arguments.neutral_text else "the prompts' own tokens",
-        neutral_loss=before.mean,
+        neutral_loss=before,
         samples=said,
-        self_tests=tests,
+        self_tests=tuple(tests),
     )
     warnings = (*failed(tests), *_warnings(result, arguments, clusters), *prompts.warnings)
     return result.model_copy(update={"summary": _summary(result), "warnings": warnings})
@@ -233,38 +232,48 @@ def _size(arguments: Arguments, strength: float, lever: Lever, vector: Tensor) -
 
 
 def _at(
-    context: Context, arguments: Arguments, lever: Lever, metric: Metric, clusters: Clusters, base: ndarray,
-    strengths: Sequence[float], wanted: Vector, others: Sequence[Vector], neutral: Tokens, before: Losses,
-) -> SteeredAt:  # fmt: skip
-    """All strengths at one place, as one batch of conditions."""
+    context: Context, arguments: Arguments, lever: Lever, metric: Metric, clusters: Clusters,
+    strengths: Sequence[float], wanted: Vector, others: Sequence[Vector], neutral: Tokens, before: float,
+) -> tuple[SteeredAt, tuple[SelfTest, ...]]:  # fmt: skip
+    """All strengths at one place, as one sweep over conditions; and the sweep's checks of itself."""
     model = context.model
     unit = wanted.vector / wanted.vector.norm()
     drawn = random_vectors(like(model), arguments.controls, arguments.seed)
     sizes = [_size(arguments, s, lever, wanted.vector) for s in strengths]
     units = [unit, -unit, *(o.vector / o.vector.norm() for o in others), *drawn]
-    conditions: list[Tensor | None] = [size * u for size in sizes for u in units]
-    values = steered_values(model, lever, metric, conditions, context.budget_bytes).reshape(len(sizes), len(units), -1)
-    changes = values - base
+    conditions = [size * u for size in sizes for u in units]
+    found = steered_values(
+        model, lever, metric, conditions, context.budget_bytes, _ticker(context, lever), seed=arguments.seed
+    )
+    values = found.values.reshape(len(sizes), len(units), -1)
+    changes = values - found.base
     few = drawn[:3]
-    added = losses(model, lever, neutral, [size * u for size in sizes for u in (unit, *few)])
+    pushed = [size * u for size in sizes for u in (unit, *few)]
+    added = losses(model, lever, neutral, pushed, context.budget_bytes)
     doses = tuple(
         dose(strengths[i], sizes[i], values[i, 0], changes[i], len(others), clusters,
-              [loss.mean - before.mean for loss in added[i * (1 + len(few)) : (i + 1) * (1 + len(few))]])
+              [loss.mean - before for loss in added[i * (1 + len(few)) : (i + 1) * (1 + len(few))]])
         for i in range(len(sizes))
     )  # fmt: skip
-    return SteeredAt(
+    place = SteeredAt(
         where=lever.where,
         median_norm=lever.median_norm,
         cosine=lever.cosine(unit),
         doses=doses,
         p=corrected_p(changes[:, 0].mean(-1), changes[:, 2 + len(others) :].mean(-1)) if drawn else None,
     )
+    return place, found.tests
+
+
+def _ticker(context: Context, lever: Lever) -> Progress:
+    """Progress within one place: it can be cancelled, the bar moves from place to place."""
+    return lambda done, total, what: context.progress(done, total, f"steering at {lever.where}")
 
 
 def _nothing_added(context: Context, lever: Lever, metric: Metric, base: ndarray) -> SelfTest:
     zero = like(context.model) * 0
-    (found,) = steered_values(context.model, lever, metric, [zero], context.budget_bytes)
-    difference = float(abs(found - base).max())
+    found = steered_values(context.model, lever, metric, [zero], context.budget_bytes)
+    difference = float(abs(found.values[0] - base).max())
     return SelfTest(
         name="adding a vector of zeros changes nothing", expected=0.0, found=difference, tolerance=1e-3,
         passed=difference <= 1e-3,
@@ -279,7 +288,7 @@ def _instructed(context: Context, arguments: Arguments, base: ndarray, clusters:
     prompts, metric = _prompts(context, arguments, given)
     if metric.name == "kl":
         raise BadArguments("kl compares with the same prompt unsteered: take another metric for `instruction`.")
-    (values,) = steered_values(context.model, Lever.nowhere(prompts.clean), metric, [None], context.budget_bytes)
+    values = metric(last_logits(context.model, prompts.clean)).double().cpu().numpy()
     return clusters.means(values - base).estimate()
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from ..causal.lens import last_layer_test, lens
 from ..causal.sampled_text import Sample, sample_text
 from ..causal.tables import Quantities, quantities
-from ..causal.tuned import Map, Recipe, divergence, groups_of, identity, read_places, surprise, train
+from ..causal.tuned import Map, Reading, Recipe, groups_of, read_places, readings, train
 from ..causal.tuned_kept import EMBED, Keeper, earlier_maps, level_of
 from ..causal.units import chosen_layers
 from ..errors import BadArguments, BadPrompts
@@ -59,7 +59,7 @@ class Arguments(OnText):
     n_tokens: int = Field(default=8192, ge=64, le=10_000_000, description="Tokens of text to train on.")
     width: int = Field(default=64, ge=4, le=8192, description="Tokens a row of text.")
     test_tokens: int = Field(default=512, ge=32, le=1_000_000, description="Held-out tokens to test on.")
-    steps: int = Field(default=150, ge=1, le=100_000, description="Training steps.")
+    steps: int = Field(default=40, ge=1, le=100_000, description="Training steps.")
     batch: int = Field(default=64, ge=4, le=65_536, description="Tokens a step.")
     rate: float = Field(default=0.2, gt=0, le=10, description="Adam's first rate, in spreads of the layer's residual.")
     seeds: int = Field(default=1, ge=1, le=5, description="Trainings on other batches; the first one's maps are kept.")
@@ -134,7 +134,6 @@ def run(context: Context, arguments: Arguments) -> TunedLensResult:
     groups = [sites] if earlier else _groups(work, sites)
     for number, group in enumerate(groups):
         found += _group(work, group, earlier, keep, (number, len(groups)))
-    found.append(_at_last(work))
     if earlier is None:
         for name, tensor, axes, unit in keep.close():
             context.keep(name, tensor, axes=axes, unit=unit)
@@ -212,7 +211,7 @@ def _groups(work: Work, sites: Sequence[Site]) -> list[list[Site]]:
 def _group(
     work: Work, group: Sequence[Site], earlier: Mapping[Site, Map] | None, keep: Keeper, place: tuple[int, int]
 ) -> list[Found]:
-    """Train and test some levels together."""
+    """Train and test some levels together; the last group ends with the last layer."""
     wanted, arguments, model = [*group, work.last], work.arguments, work.context.model
     tested = _read(work, work.test, wanted)
     trainings: list[list[Map]] = [[earlier[site] for site in group]] if earlier else []
@@ -225,14 +224,17 @@ def _group(
             trainings.append(train(model, [x[s] for s in group], x[work.last], check, recipe, tick))
     if earlier is None:
         keep.add(trainings[0])
-    read = None if work.prompt is None else model.run(work.prompt, read=list(group)).reads
-    return [
-        _found(
-            work, tested[site], tested[work.last], [maps[i] for maps in trainings],
-            None if read is None else read[site][0, -1:],
-        )
+    levels = [(tested[site], own) for i, site in enumerate(group) for own in (None, *(m[i] for m in trainings))]
+    ends = [work.last] * (place[0] == place[1] - 1)  # the last layer, whose map is the identity
+    after = tested[work.last].new_zeros(()).long().new_tensor(work.test.following)
+    read = readings(model, [*levels, *((tested[s], None) for s in ends)], tested[work.last], after, arguments.batch)
+    said = None if work.prompt is None else model.run(work.prompt, read=wanted).reads
+    a_level = 1 + len(trainings)
+    found = [
+        _found(read[i * a_level : (i + 1) * a_level], _tops(work, said, site, trainings[0][i]))
         for i, site in enumerate(group)
-    ]  # fmt: skip
+    ]
+    return [*found, *(_found([read[-1]] * 2, _tops(work, said, site, None)) for site in ends)]
 
 
 def _ticker(work: Work, place: tuple[int, int], seed: int) -> Callable[[int], None]:
@@ -265,26 +267,28 @@ def _check_part(fit: Sample, like: Tensor) -> Int[Tensor, " m"]:
     return like.new_zeros(()).long().new_tensor(index[: fit.n // 2])
 
 
-def _found(work: Work, x: Tensor, final: Tensor, maps: Sequence[Map], prompt: Tensor | None) -> Found:
+def _found(read: Sequence[Reading], top: tuple[tuple[str, ...], tuple[str, ...]]) -> Found:
+    """The logit lens of a level, then every training's."""
     import numpy as np
 
-    model, batch = work.context.model, work.arguments.batch
-    after = x.new_zeros(()).long().new_tensor(work.test.following)
-    mapped = [own(x) for own in maps]
+    plain, *tuned = read
     return Found(
-        logit_kl=_numpy(divergence(model, x, final, batch)),
-        tuned_kl=np.stack([_numpy(divergence(model, m, final, batch)) for m in mapped]),
-        logit_bits=_numpy(surprise(model, x, after, batch)),
-        tuned_bits=_numpy(surprise(model, mapped[0], after, batch)),
-        top=((), ()) if prompt is None else (_top(work, prompt), _top(work, maps[0](prompt))),
+        logit_kl=_numpy(plain.kl),
+        tuned_kl=np.stack([_numpy(one.kl) for one in tuned]),
+        logit_bits=_numpy(plain.bits),
+        tuned_bits=_numpy(tuned[0].bits),
+        top=top,
     )
 
 
-def _at_last(work: Work) -> Found:
-    """The last layer, whose map is the identity."""
-    final = _read(work, work.test, [work.last])[work.last]
-    read = None if work.prompt is None else work.context.model.run(work.prompt, read=[work.last]).reads[work.last]
-    return _found(work, final, final, [identity(final)], None if read is None else read[0, -1:])
+def _tops(
+    work: Work, read: Mapping[Site, Tensor] | None, site: Site, own: Map | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What both lenses say of the prompt."""
+    if read is None:
+        return (), ()
+    x = read[site][0, -1:]
+    return _top(work, x), _top(work, x if own is None else own(x))
 
 
 def _top(work: Work, residual: Tensor) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from ...model.protocol import ModelInfo
 from ...model.sites import Site
 from ...result import Frozen
+from ..agreement import Agreement
 from ..protocol import ReleaseFigures
 from ..quality import Figures, Quality
 from ..sources import CONFIG, FIGURES, WEIGHTS
@@ -40,6 +41,14 @@ class Text(Frozen):
     width: int = Field(description="Tokens a row.")
     bos: bool = Field(description="Whether each row begins with BOS.")
     held_out_tokens: int = Field(description="Tokens of other documents, which the figures are measured on.")
+    held_out_sha256: str | None = Field(default=None, description="Of those documents.")
+
+
+class Beside(Frozen):
+    """The same training with another seed, sparsity or number of steps."""
+
+    quality: Quality = Field(description="On the same held-out tokens.")
+    agreement: Agreement | None = Field(default=None, description="This dictionary's features looked for in that one.")
 
 
 class Card(Frozen):
@@ -51,8 +60,12 @@ class Card(Frozen):
     site: str
     text: Text
     recipe: Recipe
-    quality: Quality = Field(description="On held-out text of the same source.")
+    quality: Quality = Field(description="Of the stored weights, on held-out text of the same source.")
+    before_rounding: Quality | None = Field(
+        default=None, description="The same with the weights in float32, where they are stored in fewer bits."
+    )
     baselines: dict[str, Quality] = Field(default_factory=dict, description="The same figures of the baselines.")
+    beside: dict[str, Beside] = Field(default_factory=dict, description="Other trainings on the same text.")
     history: tuple[dict[str, float], ...] = Field(description="step, loss, explained_variance, l0, dead, as trained.")
     seconds: float = Field(description="Of training, the reading of activations left out.")
     versions: dict[str, str]
