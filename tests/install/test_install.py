@@ -56,6 +56,13 @@ def test_what_is_there_is_kept_and_comes_back_byte_for_byte(tmp_path: Path) -> N
     assert snapshot(tmp_path) == {".mcp.json": old.encode()}
 
 
+def test_folders_that_are_allowed_are_handed_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["install", "claude-code", "--allow", "models", "--workspace", "runs"]) == 0
+    arguments = servers(tmp_path / ".mcp.json", "mcpServers")[NAME]["args"]
+    assert arguments == ["-m", "anatomist_mcp", "--workspace", "runs", "--allow", str(tmp_path / "models")]
+
+
 def test_undo_keeps_what_was_changed_since(tmp_path: Path) -> None:
     path = tmp_path / ".mcp.json"
     path.write_text('{"mcpServers": {}}')

@@ -194,7 +194,9 @@ def _install(options: argparse.Namespace) -> int:
     if options.undo:
         steps = undo(options.client, scope, base, dry_run=options.dry_run)
     else:
-        steps = install(options.client, scope, base, workspace=options.workspace, dry_run=options.dry_run)
+        steps = install(
+            options.client, scope, base, workspace=options.workspace, allow=options.allow, dry_run=options.dry_run
+        )
     print(*(f"{'would ' if options.dry_run else ''}{step}" for step in steps), sep="\n")
     return DONE
 

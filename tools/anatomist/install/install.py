@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ class Step:
 
 
 def install(
-    client_name: str, scope: Scope, base: Path, *, workspace: Path | None = None, dry_run: bool = False
+    client_name: str, scope: Scope, base: Path, *, workspace: Path | None = None, allow: Sequence[Path] = (),
+    dry_run: bool = False,
 ) -> list[Step]:  # fmt: skip
     """Put the server into the client's settings and the skill into its skills folder.
 
     base: the project's folder, or the home folder. workspace: where runs are kept; absent: `.anatomist` in the folder
-    the client starts the server in (user scope: in the home folder).
+    the client starts the server in (user scope: in the home folder). allow: other folders that the server may read.
 
     Raises:
         UnknownName, BadArguments: no such client, or not for this scope.
@@ -57,7 +58,7 @@ def install(
     servers = _servers(settings, client, path)
     # a second time the file holds our entry, and is not what undo is to bring back
     first = path.is_file() and NAME not in servers and not _backup(path).exists()
-    servers[NAME] = _entry(client, where)
+    servers[NAME] = _entry(client, where, allow)
     steps = [Step("back up to", _backup(path))] if first else []
     steps.append(Step("write the server into", path))
     skill = _skill(client, scope, base)
@@ -100,10 +101,11 @@ def undo(client_name: str, scope: Scope, base: Path, *, dry_run: bool = False) -
     return steps
 
 
-def _entry(client: Client, workspace: Path) -> dict[str, Any]:
+def _entry(client: Client, workspace: Path, allow: Sequence[Path]) -> dict[str, Any]:
     """How the client starts the server: this Python, so that no PATH has to be right."""
+    folders = [part for folder in allow for part in ("--allow", str(folder.expanduser().resolve()))]
     entry: dict[str, Any] = {
-        "command": sys.executable, "args": ["-m", "anatomist_mcp", "--workspace", str(workspace)],
+        "command": sys.executable, "args": ["-m", "anatomist_mcp", "--workspace", str(workspace), *folders],
     }  # fmt: skip
     return {"type": "stdio", **entry} if client.typed else entry
 
