@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from anatomist.catalog import CATALOG
+from anatomist.desk import Desk
 from anatomist.estimate import formulas as f
 from anatomist.estimate.sizes import Sizes
-from anatomist.host import Desk
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import docs_compute as d

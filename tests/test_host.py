@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from anatomist import host as host_module
 from anatomist.catalog import Catalog
+from anatomist.desk import Desk, LoadRequest, WorkerState
 from anatomist.errors import BadArguments, OutsideRoots, UnknownName, Unsupported, WouldNotFit
-from anatomist.host import Desk, Host, LoadRequest, WorkerState
+from anatomist.host import Host
 from anatomist.model.protocol import Model
 
 PROMPTS = [{"clean": [1, 2, 3]}]

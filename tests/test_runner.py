@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from anatomist.catalog import Catalog
+from anatomist.desk import Answer
 from anatomist.errors import (
     BadPrompts,
     CorruptFile,
@@ -19,7 +20,7 @@ from anatomist.errors import (
     UnknownName,
     WouldNotFit,
 )
-from anatomist.host import Answer, Host
+from anatomist.host import Host
 from anatomist.prompts.prompt_set import Prompt, PromptSet
 from anatomist.result import About
 

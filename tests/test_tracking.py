@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from anatomist.desk import Answer
 from anatomist.errors import UnknownName
-from anatomist.host import Answer, Host
+from anatomist.host import Host
 from anatomist.result import Result
 from anatomist.tracking import PROJECT, TRACKERS, VARIABLE, numbers
 

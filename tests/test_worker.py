@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from anatomist.desk import Answer
 from anatomist.errors import BadSite, Cancelled
-from anatomist.host import Answer, Host
+from anatomist.host import Host
 from anatomist.operation import Outcome
 from anatomist.worker import OUT_OF_MEMORY, Calls, Channel, Pipes, Worker
 

@@ -18,8 +18,8 @@ import anyio
 import anyio.to_thread
 import mcp_types as types
 from anatomist.catalog import Catalog, Entry
+from anatomist.desk import Desk, quiet
 from anatomist.errors import AnatomistError, UnknownName
-from anatomist.host import Desk, quiet
 from anatomist.result import Frozen
 from anyio.abc import TaskGroup
 from mcp.server.lowlevel import Server

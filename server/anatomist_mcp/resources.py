@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import anyio.to_thread
 import mcp_types as types
 from anatomist import pack
+from anatomist.desk import Desk
 from anatomist.errors import AnatomistError, Unavailable, UnknownName, WouldNotFit
-from anatomist.host import Desk
 from anatomist.model.offline import OFFLINE
 from anatomist.store import StoredRun
 from mcp import MCPError

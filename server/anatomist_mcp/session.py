@@ -19,8 +19,8 @@ from subprocess import PIPE
 
 import anyio
 from anatomist import errors
+from anatomist.desk import WorkerState
 from anatomist.errors import AnatomistError, WorkerDied
-from anatomist.host import WorkerState
 from anyio.abc import Process
 
 PATIENCE = 1.5  # seconds a cancelled call may take to stop before its process is killed

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from anatomist.console import bar
+from anatomist.desk import Answer, quiet
 from anatomist.errors import AnatomistError
-from anatomist.host import Answer, Host, quiet
+from anatomist.host import Host
 from anatomist.technique import Progress
 
 HERE = Path(__file__).resolve().parent

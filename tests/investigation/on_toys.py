@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from anatomist.catalog import CATALOG, parse_arguments
-from anatomist.host import Answer, Host
+from anatomist.desk import Answer
+from anatomist.host import Host
 from anatomist.investigation.bench import Setting
 from anatomist.investigation.checks import Case
 from anatomist.investigation.record import ClaimKind, Finding, Hypothesis, Investigation, Opened

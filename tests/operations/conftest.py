@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from anatomist.catalog import Catalog
-from anatomist.host import Answer, Host
+from anatomist.desk import Answer
+from anatomist.host import Host
 
 
 @pytest.fixture

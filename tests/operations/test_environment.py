@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from anatomist import devices
+from anatomist.desk import Answer, Desk, LoadRequest
 from anatomist.environment import faults, installed, numbers
 from anatomist.errors import BadArguments, OutsideRoots, Unavailable, UnknownName
-from anatomist.host import Answer, Desk, Host, LoadRequest
+from anatomist.host import Host
 from anatomist.operations import check_environment, estimate_compute
 
 SIZES = {"layers": 32, "d_model": 4096, "heads": 32, "kv_heads": 8, "d_head": 128, "d_mlp": 14336, "d_vocab": 128256,
@@ -36,7 +37,7 @@ def test_the_environment_is_told_in_figures(host: Host, kept: Answer) -> None:
 
 def test_a_desk_checks_the_environment_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from anatomist.host import Desk; d = Desk(sys.argv[1]);"
+        "import sys; from anatomist.desk import Desk; d = Desk(sys.argv[1]);"
         "print(d.call('check_environment', {}).result.compute);"
         "d.call('list_models', {}); d.call('estimate_compute', {'operation': 'forward', 'sizes': "
         f"{SIZES!r}" + "}); print('torch' in sys.modules)"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from anatomist import pack
+from anatomist.desk import Desk
 from anatomist.errors import BadArguments, UnknownName
-from anatomist.host import Desk, Host
+from anatomist.host import Host
 from anatomist.operations import describe_technique, list_techniques, open_reference
 from anatomist.ranking import Ranking, words
 

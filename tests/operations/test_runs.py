@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from anatomist.desk import Answer, Desk
 from anatomist.errors import BadArguments, CorruptFile, UnknownName
-from anatomist.host import Answer, Desk, Host
+from anatomist.host import Host
 from anatomist.operations import get_run, list_runs
 from anatomist.store import StoredRun
 

@@ -57,6 +57,8 @@ def test_what_is_trained_is_loaded_like_any_other_and_does_what_was_told(host: H
     assert not any("MISMATCH" in warning for warning in loaded.warnings)
     card = json.loads((Path(found.folder) / "card.json").read_text())
     assert card["text"]["trained_on"] <= card["text"]["tokens"]
+    assert len(card["text"]["held_out_sha256"]) == 64
+    assert card["text"]["held_out_sha256"] != card["text"]["sha256"]
     assert card["recipe"]["k"] == 3
     assert card["limits"]
 

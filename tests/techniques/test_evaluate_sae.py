@@ -48,6 +48,16 @@ def learned(llama: Model) -> Dictionary:
     return trained_on(x, recipe, name="learned", site=parse_site(SITE), progress=lambda done, total, what: None)
 
 
+class Renamed:
+    """A dictionary under another name."""
+
+    def __init__(self, of: Dictionary) -> None:
+        self._of, self.info, self.directions = of, of.info.model_copy(update={"name": "twin"}), of.directions
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._of, name)
+
+
 def drawn(seed: int = 0) -> Dictionary:
     """A dictionary that was never trained."""
     recipe = Recipe(architecture="topk", d_dict=128, k=4, seed=seed)
@@ -117,6 +127,22 @@ def test_several_stand_in_one_table(llama: Model, learned: Dictionary) -> None:
     assert found.judged[0].quality.ordinary.explained_variance > found.judged[1].quality.ordinary.explained_variance
     points = evaluate_sae.plot(found).panels[0]
     assert len(points.x) == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.positive_control
+def test_features_that_another_training_has_too_are_counted(llama: Model, learned: Dictionary) -> None:
+    # The same weights under another name have every feature; one that was only drawn has hardly any.
+    twin = Renamed(learned)
+    found = evaluated(llama, learned, twin, drawn(1), baselines=("pca", "random_decoder"), probing=False)  # type: ignore[arg-type]
+    own, same, other, pca, frozen = (row.agreement for row in found.judged)
+    assert (own, pca) == (None, None)
+    assert same is not None
+    assert other is not None
+    assert frozen is not None
+    assert same.found_again == 1.0
+    assert max(other.found_again, frozen.found_again) < 0.2
+    assert "twin: L0 4.0" in found.summary
+    assert "has 100% of the first's features" in found.summary
 
 
 @pytest.mark.negative_control

@@ -154,7 +154,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from .host import Desk
+    from .desk import Desk
     from .viewer.app import serve
 
     workspace = Desk(options.workspace, allow=options.allow).workspace

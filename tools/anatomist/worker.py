@@ -53,7 +53,8 @@ from .devices import memory_available
 from .errors import AnatomistError, Cancelled
 
 if TYPE_CHECKING:
-    from .host import Answer, Host, LoadedModel
+    from .desk import Answer, LoadedModel
+    from .host import Host
     from .technique import Progress
 
 PROGRESS_EVERY = 0.2  # seconds between progress messages
@@ -164,7 +165,7 @@ class Worker:
         return progress
 
     def _remember(self, models: object) -> None:
-        from .host import LoadedModel
+        from .desk import LoadedModel
 
         assert isinstance(models, list)
         self._to_restore = {m["handle"]: LoadedModel.model_validate(m) for m in models}

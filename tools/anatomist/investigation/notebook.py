@@ -34,7 +34,8 @@ import json
 from pathlib import Path
 
 from anatomist.comparing import compare_numbers
-from anatomist.host import Host, LoadRequest
+from anatomist.desk import LoadRequest
+from anatomist.host import Host
 
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
 host = Host(HERE / "workspace", allow=[HERE])

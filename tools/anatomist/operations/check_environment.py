@@ -10,10 +10,10 @@ import shutil
 
 from pydantic import Field
 
+from ..desk import Desk
 from ..devices import Compute, existing, memory_available, memory_total, operating_system, processors
 from ..environment import faults, installed
 from ..estimate.cost import in_bytes
-from ..host import Desk
 from ..model.offline import home
 from ..operation import Outcome, Where
 from ..result import Frozen

@@ -15,7 +15,7 @@ from ..operation import Outcome, Where
 from ..result import Frozen
 
 if TYPE_CHECKING:
-    from ..host import Desk
+    from ..desk import Desk
     from ..store import StoredRun
     from ..technique import Progress
 

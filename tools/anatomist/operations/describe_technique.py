@@ -8,8 +8,8 @@ from __future__ import annotations
 from pydantic import Field, JsonValue
 
 from .. import pack
+from ..desk import Desk
 from ..errors import UnknownName
-from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..technique import Progress

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pydantic import Field, JsonValue
 
 from ..catalog import Entry, parse_arguments
+from ..desk import Desk
 from ..devices import memory_available
 from ..errors import BadArguments, Unavailable, UnknownName
 from ..estimate.calibration import Rate, machine_rate
@@ -19,7 +20,6 @@ from ..estimate.extent import Extent
 from ..estimate.named import NAMED, Work, cost_of_named, standing_parts
 from ..estimate.sizes import Dtype, Sizes, sizes_of_name
 from ..estimate.techniques import cost_of_technique
-from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..runner import prompts_of

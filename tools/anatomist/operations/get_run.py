@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from ..arrays import StoredArray, as_floats
+from ..desk import Desk
 from ..errors import BadArguments, CorruptFile, NotFinite, UnknownName
 from ..figures import Figure
-from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import About, Frozen, Grid
 from ..slices import parse_slice, sliced_shape

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from ..desk import Desk
 from ..estimate.cost import in_bytes
 from ..estimate.sizes import folder_of
-from ..host import Desk
 from ..model.offline import OFFLINE
 from ..model.programs import PROGRAMS
 from ..operation import Outcome, Where

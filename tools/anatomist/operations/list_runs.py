@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from ..desk import Desk
 from ..errors import CorruptFile
-from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..store import StoredRun

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from ..desk import Desk
 from ..dictionaries.releases import Released, models, plain_name, releases_for
 from ..dictionaries.sources import shipped
-from ..host import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..technique import Progress

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..catalog import Entry
-from ..host import Desk
+from ..desk import Desk
 from ..operation import Outcome, Where
 from ..ranking import Ranking
 from ..result import Frozen

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from ..desk import LoadRequest
 from ..estimate.cost import in_bytes
 from ..estimate.sizes import Dtype
-from ..host import Host, LoadRequest
+from ..host import Host
 from ..model.protocol import Backend, ModelInfo
 from ..operation import Outcome, Where
 from ..result import Frozen

@@ -15,7 +15,7 @@ from ..operation import Outcome
 from ..result import Frozen
 
 if TYPE_CHECKING:
-    from ..host import Desk
+    from ..desk import Desk
     from ..technique import Progress
 
 TITLE = "Open an investigation"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import pack
-from ..host import Desk
+from ..desk import Desk
 from ..operation import Outcome, Where
 from ..result import Frozen
 from ..technique import Progress

@@ -18,9 +18,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ..desk import LoadRequest
 from ..errors import BadArguments, CorruptFile
 from ..figures import Figure, Lines, Series
-from ..host import Host, LoadRequest
+from ..host import Host
 from ..model.trained import checkpoint_handle, checkpoints
 from ..operation import Outcome, Where
 from ..result import Frozen, Grid

@@ -16,7 +16,7 @@ from ..operation import Outcome, Where
 from ..result import Frozen
 
 if TYPE_CHECKING:
-    from ..host import Desk
+    from ..desk import Desk
     from ..technique import Progress
 
 TITLE = "Write a report"
