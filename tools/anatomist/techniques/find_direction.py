@@ -17,27 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..causal.direction_fits import (
-    METHODS,
-    Direction,
-    Method,
-    Part,
-    Separation,
-    fit_directions,
-    random_aurocs,
-    separations,
-)
+from ..causal.direction_fits import METHODS, Method, fit_directions
+from ..causal.direction_layers import AtLayer, at_layer, corrected_p, cosine, part_of
 from ..causal.labelled import Labelled, TwoSets, activations, few_examples, fit_and_held_out
 from ..causal.units import chosen_layers
 from ..errors import BadArguments
 from ..figures import Figure, Lines, Series
-from ..measures.labels import split_by_group
-from ..measures.linear import auroc, auroc_estimate
-from ..measures.statistics import Clusters
+from ..measures.linear import auroc
 from ..model.sites import Site, check_site
 from ..result import Estimate, Frozen, Grid, Result, grid
 from ..technique import Arguments as Common
@@ -53,7 +43,6 @@ QUESTIONS = (
     "Which vector should I steer with or erase?",
 )
 DirectionSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-RANDOM = 20  # random directions per layer, for what any direction gives
 STABLE = 0.8  # cosine between the directions of two halves; below, the direction is mostly noise
 SEPARATES = 0.05
 
@@ -116,17 +105,6 @@ class DirectionsResult(Result):
     arrays: tuple[str, ...] = Field(description="Arrays of the run: one per method [layer, d_model], and layers.")
 
 
-class AtLayer(NamedTuple):
-    """Everything found at one layer."""
-
-    separations: dict[Method, Separation]
-    aurocs: Mapping[Method, Estimate]
-    accuracies: Mapping[str, Estimate]
-    stability: Mapping[Method, float] | None
-    random: float
-    norm: float
-
-
 def run(context: Context, arguments: Arguments) -> DirectionsResult:
     """Fit on one part, test on the other, at every layer.
 
@@ -154,7 +132,13 @@ def run(context: Context, arguments: Arguments) -> DirectionsResult:
         done += part.tokens.n_rows
     found: list[AtLayer] = []
     for i, site in enumerate(sites):
-        found.append(_at_layer(arguments, *(_part(p, r[site]) for p, r in zip(parts, read, strict=True))))
+        fit, test = (part_of(p, r[site]) for p, r in zip(parts, read, strict=True))
+        found.append(
+            at_layer(
+                arguments.methods, fit, test, shuffles=arguments.shuffles, seed=arguments.seed,
+                penalty=arguments.penalty,
+            )
+        )  # fmt: skip
         context.progress(done + i + 1, total, f"layer {layers[i]} fitted")
     _keep(context, arguments.methods, layers, found)
     return _result(arguments, layers, found, parts, _embedding(arguments, parts, read))
@@ -210,59 +194,11 @@ def _rows(found: Grid) -> tuple[Series, ...]:
     return tuple(Series(name=n, values=values[i * width : (i + 1) * width]) for i, n in enumerate(names))
 
 
-def _part(labelled: Labelled, x: ndarray) -> Part:
-    import numpy as np
-
-    labels, groups = labelled.per_example()
-    return Part(x, np.array(labels), groups)
-
-
-def _at_layer(arguments: Arguments, fit: Part, test: Part) -> AtLayer:
-    import numpy as np
-
-    found = separations(
-        arguments.methods, fit, test, shuffles=arguments.shuffles, seed=arguments.seed, penalty=arguments.penalty
-    )
-    clusters = Clusters(test.groups, seed=arguments.seed)
-    correct = {m: ((s.scores > 0) == test.labels).astype(float) for m, s in found.items()}
-    return AtLayer(
-        found,
-        {m: auroc_estimate(s.scores, test.labels, clusters) for m, s in found.items()},
-        {m: clusters.means(c).estimate() for m, c in correct.items()},
-        _stability(arguments, fit),
-        float(random_aurocs(test, RANDOM, arguments.seed).mean()),
-        float(np.median(np.linalg.norm(fit.x, axis=1))),
-    )
-
-
-def _stability(arguments: Arguments, fit: Part) -> dict[Method, float] | None:
-    """Cosine between the directions of two halves; None where the fit part cannot be halved."""
-    try:
-        halves = split_by_group(fit.labels.tolist(), fit.groups, 0.5, arguments.seed)
-        one, two = (
-            fit_directions(
-                arguments.methods, fit.x[list(h)], fit.labels[list(h)], [fit.groups[i] for i in h],
-                penalty=arguments.penalty,
-            )
-            for h in halves
-        )  # fmt: skip
-    except BadArguments:
-        return None
-    return {m: cosine(one[m], two[m]) for m in arguments.methods}
-
-
-def cosine(a: Direction, b: Direction) -> float:
-    """Cosine of the angle between two directions."""
-    import numpy as np
-
-    return float(a.vector @ b.vector / (np.linalg.norm(a.vector) * np.linalg.norm(b.vector)))
-
-
 def _embedding(
     arguments: Arguments, parts: Sequence[Labelled], read: Sequence[dict[Site, ndarray]]
 ) -> tuple[float, ...] | None:
     """Held-out AUROC of each method at the embedding; None where the two sets are the same there."""
-    fit, test = (_part(p, r[Site("embed")]) for p, r in zip(parts, read, strict=True))
+    fit, test = (part_of(p, r[Site("embed")]) for p, r in zip(parts, read, strict=True))
     try:
         found = fit_directions(arguments.methods, fit.x, fit.labels, fit.groups, penalty=arguments.penalty)
     except BadArguments:
@@ -298,9 +234,9 @@ def _result(
         whole = all(v is not None for row in ends.values() for v in row)
         return table(f"{which} end of the AUROC", "AUROC", ends) if whole else None
 
-    p = _corrected_p(methods, found) if arguments.shuffles else None
+    p = corrected_p(methods, found) if arguments.shuffles else None
     stable = [f.stability for f in found]
-    lengths = {m: [_length(f, m) for f in found] for m in methods}
+    lengths = {m: [f.length(m) for f in found] for m in methods}
     labels = parts[1].per_example()[0]
     best = tuple(_best(m, layers, found, p, lengths[m]) for m in methods)
     return DirectionsResult(
@@ -337,23 +273,6 @@ def _result(
         tested_on=len(labels),
         arrays=(*methods, "layers", "median_norm"),
     )  # fmt: skip
-
-
-def _length(found: AtLayer, method: Method) -> float:
-    import numpy as np
-
-    return float(np.linalg.norm(found.separations[method].direction.vector)) / max(found.norm, 1e-30)
-
-
-def _corrected_p(methods: Sequence[Method], found: Sequence[AtLayer]) -> dict[str, list[float]]:
-    """Per method and layer: p against the largest AUROC over the layers under each shuffle."""
-    import numpy as np
-
-    out: dict[str, list[float]] = {}
-    for m in methods:
-        largest = np.stack([f.separations[m].shuffled_auroc for f in found]).max(0)
-        out[m] = [float((1 + (largest >= f.aurocs[m].mean).sum()) / (1 + len(largest))) for f in found]
-    return out
 
 
 def _best(
