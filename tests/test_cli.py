@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from anatomist.__main__ import main
 
 ANATOMIST = [sys.executable, "-m", "anatomist"]
 
@@ -48,6 +49,16 @@ def test_describe_shows_arguments_or_schemas(tmp_path: Path) -> None:
 
 
 @pytest.mark.positive_control
+def test_options_may_stand_between_a_name_and_its_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "list_techniques", "--workspace", str(tmp_path), '{"question": "which heads matter"}']
+    assert main(words) == 0
+    assert "which heads matter" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "more"])
+
+
 def test_run_writes_json_alone_to_stdout_and_keeps_the_run(tmp_path: Path) -> None:
     arguments = json.dumps({"model": "toy-induction", "prompt": [3, 5, 7, 9, 3, 5], "max_new_tokens": 1})
     done = run("run", "generate", arguments, cwd=tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from anatomist import host as host_module
 from anatomist.catalog import Catalog
 from anatomist.desk import Desk, LoadRequest, WorkerState
-from anatomist.errors import BadArguments, OutsideRoots, UnknownName, Unsupported, WouldNotFit
+from anatomist.errors import BadArguments, CorruptFile, OutsideRoots, UnknownName, Unsupported, WouldNotFit
 from anatomist.host import Host
 from anatomist.model.protocol import Model
 
@@ -135,3 +135,25 @@ def test_a_fault_of_the_code_is_not_dressed_up_as_lack_of_memory(
     monkeypatch.setattr(host, "model", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         host.call("count_tokens", {"model": "toy-induction", "prompts": PROMPTS})
+
+
+def test_the_handle_of_a_folder_outlives_the_process(tmp_path: Path) -> None:
+    from anatomist.model.backends.toy_circuits import induction
+    from anatomist.model.backends.toy_file import Form, named_tensors, save_toy
+    from anatomist.model.trained import TOY_FILE
+
+    toy = induction(name="mine")
+    form = Form("mine", "a copy", toy.n_ctx, toy.words.strings)
+    (tmp_path / "mine").mkdir()
+    save_toy(tmp_path / "mine" / TOY_FILE, named_tensors(toy.weights), form)
+    first = Host(tmp_path / "workspace", allow=[tmp_path], catalog=CATALOG)
+    handle = first.load(LoadRequest(name=str(tmp_path / "mine"))).handle
+    again = Host(tmp_path / "workspace", allow=[tmp_path], catalog=CATALOG)
+    again.call("count_tokens", {"model": handle, "prompts": PROMPTS})
+    assert [m.handle for m in again.loaded()] == [handle]
+    elsewhere = Host(tmp_path / "workspace", catalog=CATALOG)
+    with pytest.raises(OutsideRoots):
+        elsewhere.call("count_tokens", {"model": handle, "prompts": PROMPTS})
+    (tmp_path / "workspace" / "handles" / f"{handle}.json").write_text("{")
+    with pytest.raises(CorruptFile, match="Call load_model again"):
+        Host(tmp_path / "workspace", allow=[tmp_path], catalog=CATALOG).model(handle)

@@ -55,7 +55,7 @@ class WorkerOptions:
     def command(self) -> list[str]:
         allowed = [part for folder in self.allow for part in ("--allow", str(folder))]
         memory = [] if self.memory_bytes is None else ["--memory-bytes", str(self.memory_bytes)]
-        return [sys.executable, "-m", "anatomist.worker", "--workspace", str(self.workspace), *allowed, *memory]
+        return [sys.executable, "-P", "-m", "anatomist.worker", "--workspace", str(self.workspace), *allowed, *memory]
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, **({} if self.threads is None else {THREADS_VARIABLE: str(self.threads)})}

@@ -32,7 +32,7 @@ def test_every_client_gets_the_server_and_gives_it_back(name: str, scope: Scope,
     client = CLIENTS[name]
     install(name, scope, tmp_path)
     entry = servers(tmp_path / client.config[scope], client.key)[NAME]
-    assert entry["args"][:2] == ["-m", "anatomist_mcp"]  # type: ignore[index]
+    assert entry["args"][:3] == ["-P", "-m", "anatomist_mcp"]  # type: ignore[index]
     if client.skills:
         skill = tmp_path / client.skills[scope] / NAME
         assert (skill / "SKILL.md").is_file()
@@ -60,7 +60,7 @@ def test_folders_that_are_allowed_are_handed_to_the_server(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["install", "claude-code", "--allow", "models", "--workspace", "runs"]) == 0
     arguments = servers(tmp_path / ".mcp.json", "mcpServers")[NAME]["args"]
-    assert arguments == ["-m", "anatomist_mcp", "--workspace", "runs", "--allow", str(tmp_path / "models")]
+    assert arguments == ["-P", "-m", "anatomist_mcp", "--workspace", "runs", "--allow", str(tmp_path / "models")]
 
 
 def test_undo_keeps_what_was_changed_since(tmp_path: Path) -> None:

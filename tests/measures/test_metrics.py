@@ -68,6 +68,14 @@ def encoded(answers: object, wrongs: object = None) -> SimpleNamespace:
     return SimpleNamespace(answers=answers, wrongs=wrongs)
 
 
+@pytest.mark.hand_worked
+def test_a_logit_is_that_of_the_answer_whatever_the_others_are() -> None:
+    metric = Metric("logit", answers=((2,), (0,)))
+    assert metric(torch.tensor([[1.0, 2.0, 5.0], [3.0, 9.0, 0.0]])).tolist() == [5.0, 3.0]
+    assert metric.ids == (0, 2)
+    assert metric(torch.tensor([[1.0, 5.0], [3.0, 0.0]]), whole=False).tolist() == [5.0, 3.0]
+
+
 def test_a_logit_difference_needs_only_its_own_columns() -> None:
     prompts = encoded(((5,), (2, 9)), ((7,), (5,)))
     metric = metric_for("logit_diff", prompts)

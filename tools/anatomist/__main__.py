@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status comes back."""
     parser = command_line()
     options, more = parser.parse_known_args(arguments)
+    if options.command is _run and options.arguments is None and len(more) == 1 and not more[0].startswith("--"):
+        options.arguments, more = more[0], []  # options stood between the name and the arguments
     if more and options.command is not _mcp:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     options.more = more
@@ -62,7 +64,7 @@ def command_line() -> argparse.ArgumentParser:
     describing.add_argument("--schema", action="store_true", help="arguments and result as JSON schema")
     running = command("run", _run, "run a technique or tool; JSON on stdout, progress on stderr")
     running.add_argument("name")
-    running.add_argument("arguments", nargs="?", default="{}", help="JSON object, or - to read it from stdin")
+    running.add_argument("arguments", nargs="?", help="JSON object (default {}), or - to read it from stdin")
     command("models", _models, "show the models that can be loaded by name")
     command("doctor", _doctor, "check versions, known-bad pairs, devices, memory; status 1 when something is wrong")
     viewing = command("view", _view, "show the workspace in a browser: investigations, runs, what is running now")
@@ -122,7 +124,7 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    text = sys.stdin.read() if options.arguments == "-" else options.arguments
+    text = sys.stdin.read() if options.arguments == "-" else options.arguments or "{}"
     answer = _call(options, options.name, _object(text))
     print(json.dumps(answer, ensure_ascii=False))
     return DONE

@@ -130,7 +130,7 @@ class Desk:
         """
         if (trained := self.trained.place(name)) is not None:
             return str(trained)
-        return str(self.roots.check(name)) if _is_path(name) else name
+        return str(self.roots.check(name)) if is_place(name) else name
 
     def _operate(self, entry: Entry, arguments: Frozen, progress: Progress) -> Answer:
         outcome = entry.module.run(self, arguments, progress)
@@ -138,6 +138,6 @@ class Desk:
         return Answer(entry.name, outcome, png_path=Path(picture) if picture else None)
 
 
-def _is_path(name: str) -> bool:
+def is_place(name: str) -> bool:
     """Whether a model is named by a place on disk; hub ids ('owner/name') are not, unless a folder is called so."""
     return name.startswith(("/", "./", "../", "~")) or Path(name).expanduser().exists()

@@ -33,6 +33,7 @@ from .estimate.cost import Cost, in_bytes
 from .estimate.extent import Extent
 from .estimate.sizes import Sizes, bytes_to_load
 from .estimate.techniques import cost_of_technique
+from .handles import Handles
 from .host_bench import HostBench
 from .investigation.noting import admit, note
 from .model.protocol import Model
@@ -57,6 +58,7 @@ class Host(Desk):
     ) -> None:
         super().__init__(workspace, allow=allow, catalog=catalog, budget_bytes=budget_bytes)
         self._models: dict[str, tuple[LoadedModel, Model]] = {}
+        self._handles = Handles(self.workspace)
         self._dictionaries = Held(self.workspace)
 
     def state(self) -> WorkerState:
@@ -106,6 +108,7 @@ class Host(Desk):
         model = self._load(request, progress)
         loaded = self._loaded_as(self._free_handle(model.info.name), request, model)
         self._models[loaded.handle] = (loaded, model)
+        self._handles.remember(loaded.handle, request)
         return loaded
 
     def model(self, handle: str, progress: Progress = quiet) -> Model:
@@ -115,7 +118,7 @@ class Host(Desk):
             UnknownName: neither; the handles and names that exist are listed.
         """
         if handle not in self._models:
-            handle = self.load(LoadRequest(name=handle), progress).handle
+            handle = self.load(self._handles.request(handle), progress).handle
         return self._models[handle][1]
 
     def keep_model(
@@ -254,7 +257,8 @@ class Host(Desk):
         """The loaded model that a handle, or the name it was loaded by, stands for."""
         if name in self._models:
             return self._models[name][0]
-        return next(loaded for loaded, _ in self._models.values() if loaded.request == LoadRequest(name=name))
+        request = self._handles.request(name)
+        return next(loaded for loaded, _ in self._models.values() if loaded.request == request)
 
     def _load(self, request: LoadRequest, progress: Progress) -> Model:
         from .model.loading import load_model  # torch and the frameworks, only in the process that holds models

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .dictionaries.protocol import Dictionary
 from .figures import Figure
@@ -35,13 +35,19 @@ PromptsArgument = Annotated[
 ]
 Layers = Annotated[tuple[int, ...] | None, Field(description="Layers; all when absent.")]
 Heads = Annotated[tuple[str, ...] | None, Field(description="Heads written L23H3; all when absent.")]
+def _as_tuple(given: object) -> object:
+    """One position alone stands for a list of it."""
+    return (given,) if isinstance(given, int) or (isinstance(given, str) and given != "all") else given
+
+
 Positions = Annotated[
     tuple[PositionSpec, ...] | Literal["all"],
+    BeforeValidator(_as_tuple),
     Field(description="Positions: integers (negative from the end), 'last', a role (S2) or a token's text; or 'all'."),
 ]
 Metric = Annotated[
-    Literal["logit_diff", "logprob", "prob", "kl", "loss"],
-    Field(description="Behaviour measured at the prompt's last token; logit_diff = answer minus wrong."),
+    Literal["logit_diff", "logit", "logprob", "prob", "kl", "loss"],
+    Field(description="Behaviour measured at the prompt's last token; logit_diff = answer minus wrong; logit = answer."),
 ]
 Direction = Annotated[
     Literal["denoising", "noising"],

@@ -102,10 +102,13 @@ def undo(client_name: str, scope: Scope, base: Path, *, dry_run: bool = False) -
 
 
 def _entry(client: Client, workspace: Path, allow: Sequence[Path]) -> dict[str, Any]:
-    """How the client starts the server: this Python, so that no PATH has to be right."""
+    """How the client starts the server: this Python, so that no PATH has to be right.
+
+    -P: the folder it is started in is not searched for modules, or a `mcp.py` there would be taken for the library.
+    """
     folders = [part for folder in allow for part in ("--allow", str(folder.expanduser().resolve()))]
     entry: dict[str, Any] = {
-        "command": sys.executable, "args": ["-m", "anatomist_mcp", "--workspace", str(workspace), *folders],
+        "command": sys.executable, "args": ["-P", "-m", "anatomist_mcp", "--workspace", str(workspace), *folders],
     }  # fmt: skip
     return {"type": "stdio", **entry} if client.typed else entry
 

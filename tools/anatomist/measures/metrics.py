@@ -6,13 +6,15 @@ Answers may be sets of tokens. Mass of a set = sum of its tokens' exponentiated 
 | metric | value | unit |
 |---|---|---|
 | logit_diff | log mass of answer - log mass of wrong (of single tokens: the logit difference itself) | logits |
+| logit | log mass of answer (of a single token: its logit) | logits |
 | logprob | log of the answer set's probability | nats |
 | prob | the answer set's probability | probability |
 | kl | KL(reference || logits), the reference being the unedited run | nats |
 | loss | -logprob, the cross-entropy of the answer | nats |
 
 All are computed in float32 or wider, whatever the model's dtype. logit_diff is the default of the techniques:
-probabilities hide components that speak against the answer (Zhang & Nanda, arXiv 2309.16042, section 4).
+probabilities hide components that speak against the answer (Zhang & Nanda, arXiv 2309.16042, section 4). A constant
+added to all logits changes `logit` and nothing else: compare it between runs of one model only.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-MetricName = Literal["logit_diff", "logprob", "prob", "kl", "loss"]
+MetricName = Literal["logit_diff", "logit", "logprob", "prob", "kl", "loss"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 UNITS: dict[MetricName, str] = {
-    "logit_diff": "logits", "logprob": "nats", "prob": "probability", "kl": "nats", "loss": "nats",
+    "logit_diff": "logits", "logit": "logits", "logprob": "nats", "prob": "probability", "kl": "nats", "loss": "nats",
 }  # fmt: skip
 NEEDS: dict[MetricName, tuple[Literal["answer", "wrong"], ...]] = {
-    "logit_diff": ("answer", "wrong"), "logprob": ("answer",), "prob": ("answer",), "kl": (), "loss": ("answer",),
+    "logit_diff": ("answer", "wrong"), "logit": ("answer",), "logprob": ("answer",), "prob": ("answer",), "kl": (),
+    "loss": ("answer",),
 }  # fmt: skip
 IdSets = Sequence[Sequence[int]]
 
@@ -117,7 +120,7 @@ class Metric:
 
     @property
     def ids(self) -> tuple[int, ...] | None:
-        if self.name != "logit_diff":
+        if self.name not in ("logit_diff", "logit"):
             return None
         return tuple(sorted({i for sets in (self.answers, self.wrongs) for s in sets for i in s}))
 
@@ -141,6 +144,8 @@ class Metric:
             return kl(logits, self.reference)
         if self.name == "logit_diff":
             return logit_diff(logits, self._columns(self.answers, whole), self._columns(self.wrongs, whole))
+        if self.name == "logit":
+            return log_mass(logits, self._columns(self.answers, whole))
         return _OF_ANSWER[self.name](logits, self.answers)
 
     def _columns(self, sets: IdSets, whole: bool) -> IdSets:
@@ -175,7 +180,8 @@ def metric_for(name: str, encoded: HasAnswers, *, reference: Tensor | None = Non
     have = {"answer": encoded.answers, "wrong": encoded.wrongs}
     for part in NEEDS[name]:
         if have[part] is None:
-            raise BadPrompts(f"the metric {name!r} needs `{part}` on every prompt; add it, or choose the metric 'kl'.")
+            other = ", ".join(m for m, needed in NEEDS.items() if part not in needed)
+            raise BadPrompts(f"the metric {name!r} needs `{part}` on every prompt; add it, or choose another: {other}.")
     if name == "kl" and reference is None:
         raise BadPrompts("the metric 'kl' needs the logits of the unedited run as its reference; pass `reference`.")
     return Metric(name, encoded.answers or (), encoded.wrongs or (), reference if name == "kl" else None)
@@ -185,4 +191,4 @@ def needs_rows(name: str, encoded: HasAnswers) -> tuple[int, ...] | None:
     """The token ids whose logits a metric needs; None for the whole vocabulary."""
     if name not in METRICS:
         raise UnknownName.of("metric", name, METRICS)
-    return metric_for(name, encoded).ids if name == "logit_diff" else None
+    return metric_for(name, encoded).ids if name in ("logit_diff", "logit") else None

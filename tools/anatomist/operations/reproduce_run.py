@@ -91,7 +91,7 @@ def _run_afresh(desk: Desk, technique: str, arguments: str, progress: Progress) 
     """The id of the new run; cancellation ends the process."""
     folders = [part for folder in desk.roots.folders for part in ("--allow", str(folder))]
     command = [
-        sys.executable, "-m", "anatomist", "run", "--workspace", str(desk.workspace), *folders, technique, "-",
+        sys.executable, "-P", "-m", "anatomist", "run", "--workspace", str(desk.workspace), *folders, technique, "-",
     ]  # fmt: skip
     scratch = tempfile.TemporaryFile
     with scratch("w+") as asked, scratch("w+") as out, scratch("w+") as said:
