@@ -16,23 +16,20 @@ its strongest tokens suggest; and nothing of what stands in the error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ..causal.features import chosen_dictionary, feature_name, parse_features, said
+from ..causal.features_at_last import Looked, direct_on_answer
 from ..causal.measured import failed
 from ..causal.reconstruction import explained_over, spliced
-from ..dictionaries.logits import direct_logits, residual_directions
 from ..dictionaries.protocol import Dictionary
 from ..dictionaries.quality import MASSIVE
-from ..dictionaries.reading import Encoded, encode_tokens
-from ..errors import Unsupported
+from ..dictionaries.reading import encode_tokens
 from ..figures import Bars, Figure, TextRow, TextRows
 from ..measures.statistics import Clusters
 from ..model.protocol import Model
-from ..model.sites import Site
-from ..model.tokens import Tokens
 from ..prompts.columns import one_line
 from ..prompts.encoding import EncodedPrompts, encode
 from ..result import Estimate, Frozen, Result, SelfTest
@@ -118,14 +115,6 @@ class EncodeSaeResult(Result):
     tokens: tuple[TokenFeatures, ...] = Field(description="Tokens of the first prompt, at most 64.")
     active_features: int = Field(description="Different features active anywhere on these tokens.")
     self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model and these prompts.")
-
-
-class Looked(NamedTuple):
-    """The encoded tokens that are looked at."""
-
-    encoded: Encoded
-    prompts: EncodedPrompts
-    chosen: ndarray  # [tokens] bool: which of the encoded tokens are looked at
 
 
 def run(context: Context, arguments: Arguments) -> EncodeSaeResult:
@@ -215,7 +204,7 @@ def _rows(
     if not picked:
         return ()
     words = said(model, dictionary, picked, arguments.promotes)
-    direct = _direct(model, dictionary, looked, picked, arguments.seed)
+    direct = direct_on_answer(model, dictionary, looked, picked, arguments.seed)
     return tuple(
         FeatureRow(
             feature=feature_name(dictionary.info.writes, i),
@@ -232,54 +221,6 @@ def _rows(
         )
         for k, i in enumerate(picked)
     )
-
-
-
-def _direct(
-    model: Model, dictionary: Dictionary, looked: Looked, features: Sequence[int], seed: int
-) -> list[Estimate] | None:
-    """Direct effect of each feature at the last token on answer minus wrong, per prompt, then averaged."""
-    import numpy as np
-
-    prompts = looked.prompts
-    if prompts.answers is None or prompts.wrongs is None:
-        return None
-    try:
-        directions = residual_directions(model, dictionary, features)
-    except Unsupported:
-        return None
-    scale = _final_scales(model, prompts.clean)
-    at_last = _activations_at_last(looked, features)  # [prompts, features], in units of the direction
-    said = direct_logits(model, directions).float().cpu().numpy()
-    toward = np.stack([
-        said[:, list(a)].mean(1) - said[:, list(w)].mean(1)
-        for a, w in zip(prompts.answers, prompts.wrongs, strict=True)
-    ])  # fmt: skip
-    effects = at_last * toward / scale[:, None]
-    found = Clusters(prompts.clusters, seed=seed).means(effects)
-    return [found.estimate(k) for k in range(len(features))]
-
-
-def _activations_at_last(looked: Looked, features: Sequence[int]) -> ndarray:
-    import numpy as np
-
-    encoded, prompts = looked.encoded, looked.prompts
-    place = {feature: k for k, feature in enumerate(features)}
-    out = np.zeros((prompts.n, len(features)))
-    last = np.array(prompts.clean.last)
-    here = (encoded.positions == last[encoded.rows])[encoded.token]
-    for token, feature, value in zip(encoded.token[here], encoded.feature[here], encoded.value[here], strict=True):
-        if int(feature) in place:
-            out[encoded.rows[token], place[int(feature)]] = value * encoded.worth[token]
-    return out
-
-
-def _final_scales(model: Model, tokens: Tokens) -> ndarray:
-    """The final norm's divisor at each prompt's last token."""
-    site = Site("resid_post", model.info.n_layers - 1)
-    residual = model.run(tokens, read=[site]).reads[site]
-    last = residual[range(tokens.n_rows), list(tokens.last)]
-    return model.weights.final_norm().scale(last)[:, 0].float().cpu().numpy()
 
 
 def _first_prompt(
