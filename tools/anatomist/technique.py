@@ -47,7 +47,7 @@ Positions = Annotated[
 ]
 Metric = Annotated[
     Literal["logit_diff", "logit", "logprob", "prob", "kl", "loss"],
-    Field(description="Measured at the prompt's last token; logit_diff: answer minus wrong; logit: the answer's."),
+    Field(description="Measured at the last token; logit_diff: answer minus wrong."),
 ]
 Direction = Annotated[
     Literal["denoising", "noising"],
