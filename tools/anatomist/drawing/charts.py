@@ -13,6 +13,7 @@ Row = dict[str, object]
 LINES_WIDTH, HEIGHT = 460.0, 230.0
 BARS_WIDTH, BAR = 340.0, 17.0
 SQUARE = 330.0
+INWARD = 0.6  # of the width: names of points further right stand to their left
 DOTS = 45  # points on a line up to which each is marked
 ALL, NAMED = 24, 10  # points up to which all are labelled that have room; labels among more
 OUTLYING = 6.0  # squared distance from the middle, in spreads, from which a point is labelled among many
@@ -100,10 +101,13 @@ def scatter(panel: Scatter) -> Part:
             "mark": {"type": "line", "style": "reference"}, "encoding": {"x": x, "y": y},
         })  # fmt: skip
     layers.append({"mark": {"type": "circle", "size": 42, "opacity": 0.75}, "encoding": points})
-    layers.append({
-        "mark": {"type": "text", "style": "point-label", "align": "left", "dx": 6, "dy": -5},
-        "transform": [{"filter": "datum.named"}], "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-    })  # fmt: skip
+    cut = sides[0][0] + INWARD * (sides[0][1] - sides[0][0])
+    for align, dx, side in (("left", 6, "<="), ("right", -6, ">")):  # names at the right edge would run into the legend
+        layers.append({
+            "mark": {"type": "text", "style": "point-label", "align": align, "dx": dx, "dy": -5},
+            "transform": [{"filter": f"datum.named && datum.x {side} {cut}"}],
+            "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+        })  # fmt: skip
     body = {"width": SQUARE, "height": SQUARE, "data": {"values": _points(panel)}, "layer": layers}
     return Part(body, SQUARE)
 

@@ -265,7 +265,8 @@ def _summary(table: Sequence[Judged], absorbed: Absorption | None) -> str:
     lines = []
     for row in table:
         q = row.quality.ordinary
-        ce = "" if q.ce_recovered is None else f", CE recovered {q.ce_recovered:.2f}"
+        told = q.ce_recovered is not None and row.baseline != "random_model"
+        ce = f", CE recovered {q.ce_recovered:.2f}" if told else ""
         ev = f"{q.explained_variance:.3f}"
         again = "" if row.agreement is None else f", has {row.agreement.found_again:.0%} of the first's features"
         lines.append(f"{row.name}: L0 {q.l0:.1f}, explained variance {ev}{ce}, dead {q.dead_share:.0%}{again}")
@@ -315,18 +316,22 @@ def plot(result: SaeEvaluation) -> Figure:
     return Figure(
         title=f"Sparse autoencoders at {result.site}",
         caption=f"{first.ordinary.tokens} tokens, massive-norm tokens left out ({first.massive_tokens}). Zero of CE "
-        "recovered is mean ablation. Baselines at the first SAE's L0.",
+        "recovered is mean ablation. Baselines at the first SAE's L0; an untrained model has no cross-entropy worth "
+        "recovering.",
         panels=tuple(panels),
     )
 
 
 def _against_l0(result: SaeEvaluation, field: str, title: str) -> Scatter:
     points = [(row, getattr(row.quality.ordinary, field)) for row in result.judged]
-    points = [(row, value) for row, value in points if value is not None]
+    # Mean ablation costs an untrained model next to nothing: the share recovered of that says nothing.
+    empty = "random_model" if field == "ce_recovered" else None
+    points = [(row, value) for row, value in points if value is not None and (empty is None or row.baseline != empty)]
     return Scatter(
         title=f"{title} against L0", x_title="L0 (active features a token)", y_title=title,
         x=tuple(row.quality.ordinary.l0 for row, _ in points), y=tuple(value for _, value in points),
-        labels=tuple(row.name for row, _ in points), groups=tuple(row.baseline or row.name for row, _ in points),
+        labels=tuple(row.name for row, _ in points),
+        groups=tuple("baseline" if row.baseline else "SAE" for row, _ in points),
     )  # fmt: skip
 
 
