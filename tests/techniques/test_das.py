@@ -324,7 +324,7 @@ def test_one_dimension_of_smollm2s_subject_carries_its_number(smollm2: Model) ->
     model) and a path beside the model's own (row space). At the next token the same search finds nothing."""
     sets = agreement(smollm2, 96, 48)
     twin = {"random_twin": lambda seed: random_twin(smollm2, seed), "held_out": sets[1]}
-    common: dict[str, Any] = {"site": "resid_post", "layers": (14,), "steps": 30, "batch": 16}
+    common: dict[str, Any] = {"site": "resid_post", "layers": (14,), "steps": 40, "batch": 16, "rate": 0.4}
     found = search(smollm2, sets[0], twin, positions=("NOUN",), seeds=3, controls=5, **common)
     place = found.places[0]
     assert (place.dimension, place.width, found.held_out) == (1, 576, 96)
@@ -345,5 +345,5 @@ def test_one_dimension_of_smollm2s_subject_carries_its_number(smollm2: Model) ->
     elsewhere = search(
         smollm2, sets[0], {"held_out": sets[1]}, positions=("NEXT",), seeds=1, controls=0, random_model=False, **common
     ).places[0]
-    assert elsewhere.subspace.accuracy.mean < 0.15
-    assert elsewhere.full.accuracy.mean < 0.15
+    assert elsewhere.subspace.accuracy.mean < 0.2
+    assert elsewhere.full.accuracy.mean < 0.2

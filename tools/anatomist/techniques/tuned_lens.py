@@ -24,7 +24,7 @@ from ..causal.tuned import Map, Reading, Recipe, groups_of, read_places, reading
 from ..causal.tuned_kept import EMBED, Keeper, earlier_maps, level_of
 from ..causal.units import chosen_layers
 from ..errors import BadArguments, BadPrompts
-from ..figures import Figure, Lines
+from ..figures import Figure, Lines, Series
 from ..measures.metrics import widened
 from ..measures.statistics import Clusters, Intervals
 from ..model.protocol import Model
@@ -49,6 +49,7 @@ HELD_OUT = 0.2  # share of the documents that maps are tested on
 CHECK = 128  # training tokens kept back to choose when to stop
 A_ROW = 16  # tested tokens of one held-out row: many rows give better intervals than many tokens of few
 SEEDS = 3
+FAR = 2  # times the largest layer: an embedding further off is not drawn
 LOGIT, TUNED, GAIN = "logit lens", "tuned lens", "gain"
 
 
@@ -157,17 +158,28 @@ def run(context: Context, arguments: Arguments) -> TunedLensResult:
 
 def plot(result: TunedLensResult) -> Figure:
     """Both lenses by layer: distance from the model's prediction, and bits of the text that follows."""
+    kl, bits = result.kl, result.bits
     first = Lines(
-        title="Distance from the model's own prediction", x_title="after layer", x=result.kl.layers,
-        y_title="KL, nats per token", series=(result.kl.series(LOGIT), result.kl.series(TUNED)),
+        title="Distance from the model's own prediction", x_title="after layer", x=kl.layers,
+        y_title="KL, nats per token", series=(_drawn(kl), kl.series(TUNED)),
     )  # fmt: skip
     second = Lines(
-        title="Surprise at the text that follows; dashed: the model", x_title="after layer", x=result.bits.layers,
-        y_title="bits per token", series=(result.bits.series(LOGIT), result.bits.series(TUNED)),
-        reference=result.model_bits,
+        title="Surprise at the text that follows; dashed: the model", x_title="after layer", x=bits.layers,
+        y_title="bits per token", series=(_drawn(bits), bits.series(TUNED)), reference=result.model_bits,
     )  # fmt: skip
-    caption = f"{result.text}. What can be read, not what is used."
+    left_out = "" if first.series[0].values[0] is not None else " The embedding's logit lens is off the scale."
+    caption = f"{result.text}. What can be read, not what is used.{left_out}"
     return Figure(title="Tuned lens", caption=caption, panels=(first, second))
+
+
+def _drawn(table: Quantities) -> Series:
+    """The logit lens without the embedding where that is far above all layers, which it would press flat."""
+    whole = table.series(LOGIT)
+    first, rest = whole.values[0], [v for v in whole.values[1:] if v is not None]
+    if table.layers[0] != EMBED or first is None or first <= FAR * max(rest):
+        return whole
+    ends = {side: (None, *values[1:]) for side in ("low", "high") if (values := getattr(whole, side)) is not None}
+    return whole.model_copy(update={"values": (None, *whole.values[1:]), **ends})
 
 
 def _prepared(context: Context, arguments: Arguments) -> tuple[Work, list[str], list[Site]]:
@@ -197,9 +209,8 @@ def _earlier(context: Context, arguments: Arguments, sites: Sequence[Site]) -> d
         return None
     if context.saved is None:
         raise BadArguments(f"maps={arguments.maps!r}: runs are kept by a host; call this technique through one.")
-    run_id, saved = arguments.maps, context.saved
-    arrays = [saved(run_id, name).tensor for name in ("maps", "bias", "levels")]
-    return earlier_maps(run_id, arrays, sites, widened(context.model.weights.embed()[:1]))
+    arrays = [context.saved(arguments.maps, name).tensor for name in ("maps", "bias", "levels")]
+    return earlier_maps(arguments.maps, arrays, sites, widened(context.model.weights.embed()[:1]))
 
 
 def _groups(work: Work, sites: Sequence[Site]) -> list[list[Site]]:
@@ -328,8 +339,7 @@ def _tables(
 
 
 def _count(kl: Quantities, *, above: bool) -> int:
-    """Layers where the gain's interval lies on one side of 0."""
-    ends = kl.column(GAIN, "low" if above else "high") or ()
+    ends = kl.column(GAIN, "low" if above else "high") or ()  # of intervals that lie on one side of 0
     return sum(end is not None and (end > 0 if above else end < 0) for end in ends)
 
 
@@ -372,14 +382,10 @@ def _warnings(work: Work, kl: Quantities) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _shown(levels: int) -> list[int]:
-    """Half way, and before the last."""
-    return sorted({levels // 2, levels - 2})
-
-
 def _summary(result: TunedLensResult) -> str:
     layers, by_layer = result.kl.layers, list(zip(*(result.kl.column(n) or () for n in (LOGIT, TUNED)), strict=True))
-    figures = [f"layer {layers[i]} {by_layer[i][0]:.2f} and {by_layer[i][1]:.2f} nats" for i in _shown(len(layers))]
+    shown = sorted({len(layers) // 2, len(layers) - 2})  # half way, and before the last
+    figures = [f"layer {layers[i]} {by_layer[i][0]:.2f} and {by_layer[i][1]:.2f} nats" for i in shown]
     floor = ""
     if layers[0] == EMBED:
         floor = f" A map of the embedding alone comes to {by_layer[0][1]:.2f}: what is below that, the layers add."
