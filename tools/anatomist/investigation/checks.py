@@ -189,7 +189,7 @@ def alternatives(case: Case) -> Check:
         raise NotApplicable("a direct claim has one measurement; its rivals are on the ledger.")
     passed = all(effect.share > 0 and (effect.low is None or effect.low > 0) for _, effect in tried)
     mirror = _mirror(case)
-    rivals = f" Rivals on the ledger: {'; '.join(case.hypothesis.rivals)}." if case.hypothesis.rivals else ""
+    rivals = f" Rivals on the ledger: {case.hypothesis.rivals_in_words}." if case.hypothesis.rivals else ""
     reason = "; ".join(f"{name}: {effect}" for name, effect in tried) + f". {mirror[0]}{rivals}"
     figures = {name: effect.share for name, effect in tried} | mirror[1]
     return _check("alternatives", passed, reason, figures, *(e.run for _, e in tried), *mirror[2])

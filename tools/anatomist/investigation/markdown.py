@@ -24,7 +24,7 @@ def _section(title: str, body: Iterable[str]) -> list[str]:
 
 
 def _hypothesis(h: Hypothesis) -> list[str]:
-    rivals = "; ".join(h.rivals) or "none written"
+    rivals = h.rivals_in_words or "none written"
     return [
         f"- **{h.id}** {h.statement}",
         f"  - predicted ({h.at}): {h.prediction}",

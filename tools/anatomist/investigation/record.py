@@ -57,6 +57,11 @@ class Hypothesis(Event):
     )
     plan: tuple[str, ...] = Field(default=(), description="Techniques that will test it, in order.")
 
+    @property
+    def rivals_in_words(self) -> str:
+        """The rivals in one line; empty without any."""
+        return "; ".join(rival.rstrip(".") for rival in self.rivals)
+
 
 class Decision(Event):
     """A choice and its reason."""

@@ -24,7 +24,7 @@ def investigation_page(state: Investigation, store: Store) -> Page:
     page = Page(
         title=opened.question,
         kicker=f"Investigation {state.id}",
-        lede=f"Model {opened.model}; opened {opened.at}; {len(state.runs)} runs, {len(state.findings)} findings.",
+        lede=f"Model {opened.model}; opened {opened.at}; runs: {len(state.runs)}; findings: {len(state.findings)}.",
         foot="Every figure on this page was computed in the runs listed under Reproduction. Made with Anatomist.",
     )
     _answer(page.section("In short"), state)
@@ -54,7 +54,7 @@ def _hypotheses(section: Section, state: Investigation) -> None:
     rows = []
     for h in state.hypotheses:
         found = [v.verdict for f in state.findings if f.hypothesis == h.id and (v := state.last_verdict(f.id))]
-        rows.append([h.id, h.statement, h.prediction, h.falsified_by, "; ".join(h.rivals) or "none", ", ".join(found)])
+        rows.append([h.id, h.statement, h.prediction, h.falsified_by, h.rivals_in_words or "none", ", ".join(found)])
     section.table(["", "statement", "prediction", "false if", "rivals", "what became of it"], rows)
     if state.decisions:
         section.heading("Decisions").table(["when", "what", "why"], [[d.at, d.text, d.why] for d in state.decisions])
