@@ -177,6 +177,14 @@ def test_the_edited_toy_is_a_model_of_its_own_and_a_file(tmp_path: Path) -> None
         host.call("edit_weights", arguments)
 
 
+def test_without_a_name_every_edited_model_gets_one_of_its_own(tmp_path: Path) -> None:
+    change = {"rule": "zero", "parts": ["L1H2"]}
+    arguments = {"model": "toy-induction", "prompts": PROMPTS, "changes": [change], "controls": 0}
+    results = [Host(tmp_path).call("edit_weights", arguments).result for _ in range(3)]
+    handles = [result.handle for result in results if isinstance(result, EditWeightsResult)]
+    assert handles == ["toy-induction-edited", "toy-induction-edited-2", "toy-induction-edited-3"]
+
+
 @pytest.mark.slow
 def test_an_edited_smollm2_is_saved_and_loaded_with_the_same_logits(tmp_path: Path) -> None:
     host = Host(tmp_path)

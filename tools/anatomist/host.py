@@ -14,6 +14,7 @@ To send an answer to another process: `answer.result.model_dump_json()`, and on 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -122,16 +123,23 @@ class Host(Desk):
         return self._models[handle][1]
 
     def keep_model(
-        self, name: str, write: Callable[[Path], None], like: LoadedModel, progress: Progress = quiet
-    ) -> tuple[str, Model]:
+        self, name: str, write: Callable[[Path], None], like: LoadedModel, progress: Progress = quiet, *,
+        numbered: bool = False,
+    ) -> tuple[str, Model]:  # fmt: skip
         """Write a model into the workspace under a new name, and load it from there as its original was loaded.
+
+        numbered: where the name is taken, 'name-2' and so on.
 
         Raises:
             BadArguments: the name is taken, or is none. And all of `load`.
         """
-        folder = self.trained.folder(name)
-        if folder.exists() or name in self._models:
-            raise BadArguments(f"there is a model {name!r} already; choose another name.")
+        given, folder = name, self.trained.folder(name)
+        numbers = itertools.count(2)
+        while folder.exists() or name in self._models:
+            if not numbered:
+                raise BadArguments(f"there is a model {name!r} already; choose another name.")
+            name = f"{given}-{next(numbers)}"
+            folder = self.trained.folder(name)
         from .model.quiet import quiet as silent  # transformers has progress bars of its own
 
         scratch = folder.with_name(f".{name}.{os.getpid()}")
@@ -249,7 +257,10 @@ class Host(Desk):
             progress=progress, budget_bytes=self._budget(loaded.info.device), text=self.text(arguments),
             dictionary=self.dictionary(arguments, progress),
             find_dictionary=lambda name: self.named_dictionary(name, arguments.model, progress),
-            keep_model=lambda name, write: self.keep_model(name, write, loaded, progress), estimated=cost,
+            keep_model=lambda name, write, *, numbered=False: self.keep_model(
+                name, write, loaded, progress, numbered=numbered
+            ),
+            estimated=cost,
         )  # fmt: skip
         return Answer(entry.name, kept.result, kept.run_id, kept.png_path)
 

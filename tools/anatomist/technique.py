@@ -131,10 +131,13 @@ class SavedArray(Protocol):
 class KeepModel(Protocol):
     """Keep a model under a new name: `write` puts it into a folder of the workspace, from which it is then loaded.
 
-    Gives back its handle and the loaded model. Raises BadArguments where the name is taken.
+    Gives back its handle and the loaded model. Where the name is taken: 'name-2' and so on if `numbered`, else
+    BadArguments.
     """
 
-    def __call__(self, name: str, write: Callable[[Path], None]) -> tuple[str, Model]: ...
+    def __call__(
+        self, name: str, write: Callable[[Path], None], *, numbered: bool = False
+    ) -> tuple[str, Model]: ...
 
 
 @dataclass

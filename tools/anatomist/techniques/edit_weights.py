@@ -142,7 +142,9 @@ def run(context: Context, arguments: Arguments) -> EditWeightsResult:
     if arguments.keep and context.keep_model is not None:
         duplicate.change(edits)
         context.progress(len(drawn) + 2, len(drawn) + 3, "saving and loading the edited model")
-        handle, edited = context.keep_model(arguments.name or _name(model.info.name), duplicate.write)
+        handle, edited = context.keep_model(
+            arguments.name or _name(model.info.name), duplicate.write, numbered=arguments.name is None
+        )
         again = float((last_logits(edited, prompts.clean) - found.after).abs().max())
         tests.append(_test("saved and loaded again, it predicts the same", again, _tolerance(context)))
     unchanged = weights_digest(model)
