@@ -14,7 +14,6 @@ To send an answer to another process: `answer.result.model_dump_json()`, and on 
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from .catalog import CATALOG, Catalog, Entry, parse_arguments
-from .desk import Answer, Desk, LoadedModel, LoadRequest, WorkerState, quiet
+from .desk import Answer, Desk, LoadedModel, LoadRequest, WorkerState, is_place, quiet
 from .devices import existing, free_bytes, memory_available, probe
 from .dictionaries.held import DictionaryRequest, Held, LoadedDictionary
 from .dictionaries.protocol import Dictionary
@@ -34,7 +33,7 @@ from .estimate.cost import Cost, in_bytes
 from .estimate.extent import Extent
 from .estimate.sizes import Sizes, bytes_to_load
 from .estimate.techniques import cost_of_technique
-from .handles import Handles
+from .handles import Handles, free_name
 from .host_bench import HostBench
 from .investigation.noting import admit, note
 from .model.protocol import Model
@@ -59,7 +58,7 @@ class Host(Desk):
     ) -> None:
         super().__init__(workspace, allow=allow, catalog=catalog, budget_bytes=budget_bytes)
         self._models: dict[str, tuple[LoadedModel, Model]] = {}
-        self._handles = Handles(self.workspace)
+        self._handles = Handles(self.workspace / "handles", LoadRequest, "load_model")
         self._dictionaries = Held(self.workspace)
 
     def state(self) -> WorkerState:
@@ -107,9 +106,10 @@ class Host(Desk):
                 return loaded
         self._check_room_to_load(request)
         model = self._load(request, progress)
-        loaded = self._loaded_as(self._free_handle(model.info.name), request, model)
+        loaded = self._loaded_as(free_name(model.info.name, self._models.__contains__), request, model)
         self._models[loaded.handle] = (loaded, model)
-        self._handles.remember(loaded.handle, request)
+        if is_place(request.name):
+            self._handles.remember(loaded.handle, request, place="name")
         return loaded
 
     def model(self, handle: str, progress: Progress = quiet) -> Model:
@@ -119,7 +119,7 @@ class Host(Desk):
             UnknownName: neither; the handles and names that exist are listed.
         """
         if handle not in self._models:
-            handle = self.load(self._handles.request(handle), progress).handle
+            handle = self.load(self._request(handle), progress).handle
         return self._models[handle][1]
 
     def keep_model(
@@ -133,13 +133,10 @@ class Host(Desk):
         Raises:
             BadArguments: the name is taken, or is none. And all of `load`.
         """
-        given, folder = name, self.trained.folder(name)
-        numbers = itertools.count(2)
-        while folder.exists() or name in self._models:
-            if not numbered:
-                raise BadArguments(f"there is a model {name!r} already; choose another name.")
-            name = f"{given}-{next(numbers)}"
-            folder = self.trained.folder(name)
+        free = free_name(name, lambda n: self.trained.folder(n).exists() or n in self._models)
+        if free != name and not numbered:
+            raise BadArguments(f"there is a model {name!r} already; choose another name.")
+        name, folder = free, self.trained.folder(free)
         from .model.quiet import quiet as silent  # transformers has progress bars of its own
 
         scratch = folder.with_name(f".{name}.{os.getpid()}")
@@ -268,7 +265,7 @@ class Host(Desk):
         """The loaded model that a handle, or the name it was loaded by, stands for."""
         if name in self._models:
             return self._models[name][0]
-        request = self._handles.request(name)
+        request = self._request(name)
         return next(loaded for loaded, _ in self._models.values() if loaded.request == request)
 
     def _load(self, request: LoadRequest, progress: Progress) -> Model:
@@ -293,12 +290,12 @@ class Host(Desk):
         info = model.info.model_copy(update={"name": handle})
         return LoadedModel(handle=handle, request=request, info=info, rate=measured_rate(model))
 
-    def _free_handle(self, name: str) -> str:
-        number, handle = 1, name
-        while handle in self._models:
-            number += 1
-            handle = f"{name}-{number}"
-        return handle
+    def _request(self, name: str) -> LoadRequest:
+        """The name itself where load_model knows it; else what was asked for when a model was given this handle."""
+        from .model.loading import known_names
+
+        known = is_place(name) or name in known_names()
+        return (None if known else self._handles.recall(name)) or LoadRequest(name=name)
 
     def _check_room_to_load(self, request: LoadRequest) -> None:
         need = bytes_to_load(self.place(request.name), request.dtype)

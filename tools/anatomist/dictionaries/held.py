@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..devices import memory_available
-from ..errors import BadPrompts, CorruptFile, UnknownName, WouldNotFit
+from ..errors import BadPrompts, UnknownName, WouldNotFit
+from ..handles import Handles, free_name
 from ..model.protocol import Model
 from ..model.sites import parse_site
 from ..model.tokens import Tokens
@@ -58,7 +59,7 @@ class Held:
     """The loaded dictionaries of one process."""
 
     def __init__(self, workspace: Path) -> None:
-        self.folder = workspace / "dictionaries"
+        self._handles = Handles(workspace / "dictionaries", DictionaryRequest, "load_sae")
         self._entries: dict[str, _Entry] = {}
 
     def loaded(self) -> tuple[LoadedDictionary, ...]:
@@ -82,7 +83,7 @@ class Held:
         site = None if request.site is None else parse_site(request.site)
         source = find(request.sae)
         _check_room(source)
-        handle = self._free(source.name)
+        handle = free_name(source.name, self._entries.__contains__)
         found = load_dictionary(request.sae, model=model, site=site, dtype=request.dtype, handle=handle)
         cautions = list(check_fit(found.info, model.info, other_model=request.other_model))
         quality = None
@@ -98,7 +99,8 @@ class Held:
             handle=handle, request=request, model=model_handle, info=found.info, quality=quality
         )
         self._entries[handle] = _Entry(loaded, found)
-        self._remember(loaded)
+        if is_folder(request.sae):
+            self._handles.remember(handle, request, place="sae")
         return loaded
 
     def get(self, name: str, model: Model, model_handle: str, text: Corpus | None, progress: Progress) -> Dictionary:
@@ -132,38 +134,17 @@ class Held:
         for handle in [h for h, entry in self._entries.items() if entry.loaded.model == model_handle]:
             self.unload(handle)
 
-    def _free(self, name: str) -> str:
-        number, handle = 1, name
-        while handle in self._entries:
-            number += 1
-            handle = f"{name}-{number}"
-        return handle
-
     def _request(self, name: str) -> DictionaryRequest:
         """What a handle of an earlier process stood for, or the name itself."""
         if name in shipped() or is_folder(name) or ":" in name:
             return DictionaryRequest(sae=name)
-        path = self.folder / f"{name}.json"
-        if Path(name).name != name or not path.is_file():
-            known = [*self._entries, *(p.stem for p in self.folder.glob("*.json")), *shipped()]
+        if (request := self._handles.recall(name)) is None:
+            known = [*self._entries, *self._handles.names(), *shipped()]
             raise UnknownName.of(
                 "sae", name, dict.fromkeys(known),
                 "Or give a folder (./my-sae), or a release and its id joined by a colon: list_saes shows them.",
             )  # fmt: skip
-        try:
-            return DictionaryRequest.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise CorruptFile(f"{path} does not say what {name!r} is: {error}. Call load_sae again.") from error
-
-    def _remember(self, loaded: LoadedDictionary) -> None:
-        name = loaded.request.sae
-        if not is_folder(name):
-            return
-        request = loaded.request.model_copy(update={"sae": str(Path(name).expanduser().resolve())})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / f".{loaded.handle}.writing"
-        scratch.write_text(request.model_dump_json(), encoding="utf-8")
-        scratch.replace(self.folder / f"{loaded.handle}.json")
+        return request
 
 
 def measured_tokens(model: Model, info: DictionaryInfo, text: Corpus | None) -> Tokens:
