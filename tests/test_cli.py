@@ -127,7 +127,8 @@ def test_version(tmp_path: Path) -> None:
 def test_an_interrupt_ends_it_cleanly_and_nothing_is_stored(tmp_path: Path) -> None:
     arguments = {"model": "toy-induction", "prompt": [1, 2], "max_new_tokens": 1}
     code = (
-        "import sys, time; from anatomist import host, __main__;"
+        "import signal, sys, time; from anatomist import host, __main__;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs inherit it ignored
         "host.Host.call = lambda *a: (print('started', flush=True, file=sys.stderr), time.sleep(60));"
         f"sys.exit(__main__.main(['run', 'generate', {json.dumps(json.dumps(arguments))}]))"
     )

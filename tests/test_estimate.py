@@ -221,8 +221,9 @@ def test_a_sweep_computes_what_comes_after_its_cells() -> None:
     every_logit = sweep_cells({"direction": "", "site": "resid_pre", "metric": "kl"}, SMOL, Extent(1, 14))
     assert every_logit.logits == 420
     some = {"ablation": "mean", "site": "head", "heads": ("L20H3", "L5H1"), "together": None, "controls": 20}
-    # two heads (10 and 25 layers), and 21 sets of them from layer 5 on
-    assert sweep_cells(some, SMOL, Extent(1, 14)) == (23, (10 + 25 + 21 * 25) * 14, 0)
+    # two heads (10 and 25 layers); the pair and 20 others from layer 5 on; 20 alone and in the place of each
+    assert sweep_cells(some, SMOL, Extent(1, 14)) == (83, (10 + 25 + 81 * 25) * 14, 0)
+    assert sweep_cells({**some, "heads": ("L5H1",)}, SMOL, Extent(1, 14)) == (22, 22 * 25 * 14, 0)
     assert sweep_cells({**some, "together": False}, SMOL, Extent(1, 14)) == (2, (10 + 25) * 14, 0)
 
 

@@ -64,11 +64,14 @@ def test_a_set_with_an_idle_head_is_not_specific(bench: MemoryBench) -> None:
     assert check.outcome == "fail"
     assert "L1H1 do nothing alone and add nothing to the rest" in check.reason
     assert len(check.runs) == 2
+    assert check.figures["p_each_part"] == 1.0  # each of the six others in the place of L1H1 does as much: nothing
 
 
 def test_where_few_sets_exist_all_of_them_must_be_weaker(bench: MemoryBench) -> None:
-    """Six heads are left to draw pairs from: 15 sets, so that p cannot be below 1 / 16."""
+    """Six heads are left to draw pairs from: 15 sets, so that p cannot be below 1 / 16; and six in each one's place."""
     check = made(bench, "specific")
+    assert check.figures["p_each_part"] == pytest.approx(1 / 7)
+    assert "so do 0 of 6 (p = 0.143): met" in check.reason
     assert check.figures["controls"] == 15
     assert check.figures["p"] == pytest.approx(1 / 16)
     assert "all alternatives weaker: met" in check.reason

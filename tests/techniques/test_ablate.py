@@ -91,8 +91,13 @@ def test_a_set_is_ablated_jointly_and_held_against_random_sets(toy: Model, many:
     assert joint.sum_of_singles < -15
     # Ten random pairs of the six heads that do nothing: none reaches it, p = (1 + 0) / (1 + 10).
     assert joint.control_changes == (0.0,) * 10
-    assert joint.p == pytest.approx(1 / 11)
-    assert any("p cannot be below 0.091" in w for w in result.warnings)
+    assert joint.p_others == pytest.approx(1 / 11)
+    # None of the six does anything in the place of either head, p = (1 + 0) / (1 + 6).
+    assert [(t.part, t.as_strong, t.others) for t in joint.each_part] == [("L0H1", 0, 6), ("L1H2", 0, 6)]
+    assert joint.p == max(t.p for t in joint.each_part) == pytest.approx(1 / 7)
+    assert any("p cannot be below 0.14" in w for w in result.warnings)
+    # 8 heads and the chosen pair, 10 random pairs, then 6 others beside each of the two; 6 of the heads in both layers.
+    assert result.cost.cells == 2 + 1 + 10 + 6 + 12
 
 
 @pytest.mark.positive_control

@@ -3,7 +3,7 @@
 | null | why nothing can be true of it | a false claim |
 |---|---|---|
 | answers swapped at random per prompt | an effect and its negative are equally likely | a cell survives Holm at .05 |
-| sets drawn at random among alike heads | the claim is drawn like its controls | p <= .05 against random sets |
+| sets drawn at random | the claim is drawn like its controls | p <= .05 against random sets |
 | labels permuted by group | a label says nothing of its text | a layer is called decodable, or p <= .05 |
 
 *Significant* also means that an interval lies beyond a minimum effect stated beforehand: at most 5% of them may. The
@@ -167,10 +167,12 @@ def test_the_same_prompts_unspoilt_are_claimed() -> None:
     assert found.survive_holm >= 3
 
 
-def random_claim(model: Model, seed: int, size: int, layer: int = 1) -> tuple[JointEffect, float]:
-    """Heads of a layer drawn at random, and their p against random sets."""
+def random_claim(model: Model, seed: int, size: int, holding: str | None = None) -> tuple[JointEffect, float]:
+    """Heads of a layer drawn at random, and their p against random sets; with `holding` one of them is chosen."""
     prompts = random_prompts(seed)
-    heads = tuple(random.Random(f"claim {seed} {size}").sample([f"L{layer}H{i}" for i in range(HEADS)], size))
+    pool = [name for i in range(HEADS) if (name := f"L1H{i}") != holding]
+    chosen = () if holding is None else (holding,)
+    heads = (*chosen, *random.Random(f"claim {seed} {size}").sample(pool, size - len(chosen)))
     joint: JointEffect = _ablate(model, prompts, heads=heads, together=True, controls=39, seed=seed).joint[0]
     assert joint.p is not None
     return joint, joint.p
@@ -178,7 +180,7 @@ def random_claim(model: Model, seed: int, size: int, layer: int = 1) -> tuple[Jo
 
 @pytest.mark.slow
 @pytest.mark.negative_control
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_sets_drawn_at_random_beat_random_sets_no_more_often_than_stated(size: int) -> None:
     p = [random_claim(network(10 + seed % 4), seed, size)[1] for seed in SEEDS]
     assert sum(value <= LEVEL for value in p) <= most(len(p))
@@ -186,20 +188,34 @@ def test_sets_drawn_at_random_beat_random_sets_no_more_often_than_stated(size: i
 
 @pytest.mark.slow
 @pytest.mark.negative_control
-def test_what_random_sets_cannot_tell_is_a_set_with_one_strong_head_and_passengers() -> None:
-    """No control holds a claimed head: with one head thirty times as strong as the others, a random set can have a
-    small p where it holds that head, else not. p is of the set; the result names the head that does it alone."""
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_strong_head_lifts_no_set_that_was_drawn_at_random(size: int) -> None:
+    """One head is thirty times as strong as the others and in every claim, the rest of which is drawn at random: no
+    random set without it does as much, yet the set is claimed no more often than stated, for its other heads are like
+    any. Rules out a p of joint changes alone."""
     model = wrap_model(_one_strong_head(), None, name="one-strong-head")
-    found = [random_claim(model, seed, 4) for seed in SEEDS]
-    without = [p for joint, p in found if "L1H5" not in joint.parts]
-    assert sum(p <= LEVEL for p in without) <= most(len(without))
-    held = [joint for joint, p in found if "L1H5" in joint.parts and p <= LEVEL]
-    assert held, "no claim drawn holds the strong head"
-    for joint in held:
+    found = [random_claim(model, seed, size, holding="L1H5")[0] for seed in SEEDS]
+    assert sum(j.p is not None and j.p <= LEVEL for j in found) <= most(len(found))
+    assert sum(j.p_others is not None and j.p_others <= LEVEL for j in found) > most(len(found))
+    for joint in found:
         assert joint.strongest == "L1H5"
-        assert joint.strongest_change is not None
-        assert abs(joint.strongest_change) > 0.5 * abs(joint.change.mean)
-        assert f"(L1H5 alone {joint.strongest_change:+.3g})" in joint_in_words(joint, "the baseline lost")
+        last = max(joint.each_part, key=lambda part: part.p)
+        assert last.part != "L1H5"
+        assert f"the least sure is {last.part}, which carries" in joint_in_words(joint, "the baseline lost")
+
+
+@pytest.mark.positive_control
+def test_a_circuit_of_two_heads_in_sequence_is_claimed() -> None:
+    """Without either head of the hand-set circuit all is lost, so that the second adds nothing to the first. Rules out
+    a test that parts which need each other cannot pass."""
+    model = induction()
+    prompts = make_prompts("induction", 32, 0, model)[0]
+    common = {"ablation": "resample", "together": True, "controls": 39}
+    (joint,) = _ablate(model, prompts, heads=("L0H1", "L1H2"), **common).joint
+    assert joint.p_others == pytest.approx(1 / 16)  # only 15 pairs hold neither
+    assert {(part.part, part.as_strong, part.others) for part in joint.each_part} == {("L0H1", 0, 6), ("L1H2", 0, 6)}
+    (passenger,) = _ablate(model, prompts, heads=("L0H1", "L1H3"), **common).joint
+    assert {part.part: part.p == 1.0 for part in passenger.each_part} == {"L1H3": True, "L0H1": False}
 
 
 def _one_strong_head() -> GPT2LMHeadModel:

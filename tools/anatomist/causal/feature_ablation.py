@@ -8,8 +8,9 @@ prompt. All else, what the dictionary does not explain (its error) included, sta
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..dictionaries.protocol import Dictionary
@@ -17,6 +18,7 @@ from ..dictionaries.reading import encode_tokens
 from ..errors import BadArguments
 from ..model.protocol import Model
 from ..model.sites import Site
+from ..model.sweep_plan import Cell
 from ..model.tokens import Tokens
 from ..prompts.encoding import EncodedPrompts
 from .alignment import layout_of, matched
@@ -59,8 +61,9 @@ class FeatureParts(NamedTuple):
     singles: FeatureGrid
     together: JointCells
     values: Mapping[Site, Tensor]
-    names: tuple[str, ...]  # of the features
     warnings: tuple[str, ...]
+    name: Callable[[int], str]  # of a feature
+    away: Callable[[Sequence[tuple[int, ...]]], tuple[tuple[Cell, ...], Mapping[Site, Tensor]]]  # cells of other sets
 
 
 def feature_parts(
@@ -74,27 +77,33 @@ def feature_parts(
         BadPrompts: no other prompt to take a mean or sample from.
         WouldNotFit: the values are over half of the budget.
     """
-    tokens = prompts.clean
+    tokens, name = prompts.clean, partial(feature_name, dictionary.info.writes)
     chosen = parse_features(named, dictionary)
     active = active_features(model, dictionary, tokens, positions, budget_bytes)
     if not set(chosen) & set(active):
         raise BadArguments(
-            f"none of {', '.join(feature_name(dictionary.info.writes, f) for f in chosen)} is active at these "
-            "positions: taking them away changes nothing. encode_sae lists the features that are."
+            f"none of {', '.join(map(name, chosen))} is active at these positions: taking them away changes nothing. "
+            "encode_sae lists the features that are."
         )
-    drawn = _drawn(chosen, active, controls, seed) if together else []
+    others = [f for f in active if f not in set(chosen)]
+    drawn = _drawn(others, len(chosen), controls, seed) if together else []
+    places = _replacements(others, len(chosen), controls, seed) if together and drawn and len(chosen) > 1 else ()
     sets = [*((f,) for f in chosen), *([chosen] if together else []), *drawn]
-    every = sorted({f for one in sets for f in one})
+    every = sorted({f for one in (*sets, *places) for f in one})
     found = feature_values(model, dictionary, tokens, every, budget_bytes)
     warnings = massive_tokens(found, positions)
     found = replace(found, values=found.values - becomes(prompts, found, ablation, seed))
-    cells, values = ablation_cells(model, dictionary, found, sets, positions, budget_bytes)
-    names = tuple(feature_name(dictionary.info.writes, f) for f in chosen)
-    n = len(chosen)
+
+    def away(sets: Sequence[tuple[int, ...]]) -> tuple[tuple[Cell, ...], Mapping[Site, Tensor]]:
+        return ablation_cells(model, dictionary, found, sets, positions, budget_bytes)
+
+    cells, values = away(sets)
+    labels, n = tuple(map(name, chosen)), len(chosen)
     note = f"random sets of other features active on these prompts ({len(active)} are)"
     few = "" if len(drawn) == controls else f"; no more than {len(drawn)} could be drawn"
-    singles = FeatureGrid((("feature", names),), cells[:n], tuple(range(n)))
-    return FeatureParts(singles, JointCells(cells[n:], note + few if together else ""), values, names, warnings)
+    singles = FeatureGrid((("feature", labels),), cells[:n], tuple(range(n)))
+    joint = JointCells(cells[n:], note + few if together else "", chosen, labels, places)
+    return FeatureParts(singles, joint, values, warnings, name, away)
 
 
 def becomes(prompts: EncodedPrompts, found: FeatureValues, ablation: Ablation, seed: int) -> Float[Tensor, "B T n"]:
@@ -132,14 +141,20 @@ def active_features(
     return tuple(np.unique(encoded.feature[here[encoded.token]]).tolist())
 
 
-def _drawn(chosen: Sequence[int], active: Sequence[int], controls: int, seed: int) -> list[tuple[int, ...]]:
-    others = [f for f in active if f not in set(chosen)]
-    if len(others) < len(chosen):
+def _drawn(others: Sequence[int], size: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Distinct random sets of other features."""
+    if len(others) < size:
         return []
     rng = random.Random(f"{seed} feature controls")
     sets: dict[tuple[int, ...], None] = {}
-    for _ in range(TRIES * controls):
-        if len(sets) == controls:
+    for _ in range(TRIES * count):
+        if len(sets) == count:
             break
-        sets[tuple(sorted(rng.sample(others, len(chosen))))] = None
+        sets[tuple(sorted(rng.sample(others, size)))] = None
     return list(sets)
+
+
+def _replacements(others: Sequence[int], parts: int, count: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """For each of the chosen features, others to put in its place."""
+    rng = random.Random(f"{seed} features in place")
+    return tuple(tuple(sorted(rng.sample(others, min(count, len(others))))) for _ in range(parts))

@@ -101,16 +101,17 @@ def last_logits(
     return found
 
 
-def cost_of(model: Model, plan: SweepPlan, result: SweepResult) -> SweepCost:
-    """What a finished sweep cost, beside a whole forward pass a cell."""
-    one = flops_of(model)
-    info = model.info
-    whole = sum(one.run(info.n_layers, n, info.d_vocab) for n in plan.base.lengths) * len(plan.cells)
-    work = result.work
+def cost_of(model: Model, plan: SweepPlan, result: SweepResult, *further: SweepResult) -> SweepCost:
+    """What a finished sweep cost, with further ones on the same prompts, beside a whole forward pass a cell."""
+    one, info = flops_of(model), model.info
+    every = (result, *further)
+    cells, work = sum(len(r.fired) for r in every), [r.work for r in every]
+    whole = sum(one.run(info.n_layers, n, info.d_vocab) for n in plan.base.lengths) * cells
     return SweepCost(
-        path=result.path, reason=result.reason, cells=len(plan.cells), places_written=sum(result.fired),
-        seconds=result.seconds, estimated_flops=float(whole), flops=work.flops, layer_tokens=work.layer_tokens,
-        chunks=work.chunks, largest_chunk=work.largest_chunk, planned_bytes=work.peak_bytes,
+        path=result.path, reason=result.reason, cells=cells, places_written=sum(sum(r.fired) for r in every),
+        seconds=sum(r.seconds for r in every), estimated_flops=float(whole), flops=sum(w.flops for w in work),
+        layer_tokens=sum(w.layer_tokens for w in work), chunks=sum(w.chunks for w in work),
+        largest_chunk=max(w.largest_chunk for w in work), planned_bytes=max(w.peak_bytes for w in work),
     )  # fmt: skip
 
 

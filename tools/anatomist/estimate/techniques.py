@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from types import ModuleType
 
+from ..causal.parts_test import MOST_TESTED
 from ..errors import BadSite
 from ..model.sites import SiteKind, parse_site
 from ..result import Frozen
@@ -218,7 +219,7 @@ def sweep_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     starts = [layer for layer in layers for _ in range(1 if named or grid == "layer_position" else units)]
     blocks = sum(s.layers - start for start in starts)
     if grid == "layer_head":
-        sets = _joint_sets(given)
+        sets = _joint_sets(given, len(starts))
         n = len(starts) + sets
         return Cells(n, (blocks + sets * (s.layers - min(starts))) * live, n * whole)
     positions = len(names_of(given.get("positions"))) or on.width
@@ -294,9 +295,15 @@ def _kind(name: str, layers: int) -> tuple[SiteKind, int]:
         return name, layers  # type: ignore[return-value]  # a bare kind; an unknown one is counted as a residual
 
 
-def _joint_sets(given: Given) -> int:
-    """Sets that an ablation takes out together: the choice and its random controls."""
+def _joint_sets(given: Given, parts: int) -> int:
+    """Sets taken out together: the choice and its random sets; of several parts each with others in its place.
+
+    These others are measured alone (parts of neighbouring layers share most of them) and in the part's place.
+    """
     together, controls = given.get("together"), given.get("controls")
     if together is None:
         together = bool(given.get("heads") or given.get("layers"))
-    return 1 + controls if "together" in given and together and isinstance(controls, int) else 0
+    if not ("together" in given and together and isinstance(controls, int)):
+        return 0
+    rests = parts if parts > 2 else 0  # without one of two parts the other is left: measured already
+    return 1 + controls + (controls * (min(parts, MOST_TESTED) + 1) + rests if parts > 1 else 0)

@@ -6,10 +6,11 @@ No check takes a number from the caller. Thresholds were written with the hypoth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from ..causal.parts_test import PartTest
 from ..errors import BadPrompts
 from ..techniques.check_prompts import PromptCheck
 from .bench import Bench, NoBehaviour, NotApplicable, Setting
@@ -75,24 +76,46 @@ def causal(case: Case) -> Check:
 
 
 def specific(case: Case) -> Check:
-    """The set does more than equal-size random sets of the same layers, and no part of it is idle."""
+    """The set does more than equal-size random sets of the same layers, and every part of it earns its place."""
     where = case.where("held_out")
     effect = measure(case.bench, case.finding, where, case.setting, controls=case.controls)
     if effect.p is None:
         raise NotApplicable(f"no random sets could be drawn: {effect.drawn}.")
     strongest = max(effect.controls)
-    all_there_are = len(effect.controls) < case.controls and 1 / (1 + len(effect.controls)) > case.alpha
+    all_there_are = _all_there_are(case, len(effect.controls))
     beats = effect.share > strongest if all_there_are else effect.p <= case.alpha * (1 + 1e-9)
     how = "all alternatives weaker" if all_there_are else f"p = {effect.p:.3g}, level {case.alpha:.3g}"
     idle, runs = _idle(case, where, effect) if beats else ((), ())
+    passengers = [part for part in effect.each_part if not _rare(case, part)]
     reason = (
         f"share {effect.share:.2f} against {len(effect.controls)} random sets of {len(case.finding.components)} "
         f"({effect.drawn}): at most {strongest:.2f}; {how}: {'met' if beats else 'not met'}."
     )
+    figures = {"share": effect.share, "p": effect.p, "strongest_control": strongest, "controls": len(effect.controls)}
+    if effect.each_part:
+        reason += f" {_in_its_place(effect.each_part, passengers)}"
+        figures["p_each_part"] = max(part.p for part in effect.each_part)
     if idle:
         reason += f" {', '.join(idle)} do nothing alone and add nothing to the rest: claim the set without them."
-    figures = {"share": effect.share, "p": effect.p, "strongest_control": strongest, "controls": len(effect.controls)}
-    return _check("specific", beats and not idle, reason, figures, effect.run, *runs)
+    return _check("specific", beats and not idle and not passengers, reason, figures, effect.run, *runs)
+
+
+def _all_there_are(case: Case, sets: int) -> bool:
+    """Whether there are too few other sets in the model for p to reach the level."""
+    return sets < case.controls and 1 / (1 + sets) > case.alpha
+
+
+def _rare(case: Case, part: PartTest) -> bool:
+    """Whether other parts in its place carry as much no more often than the level, or never where few there are."""
+    return part.as_strong == 0 if _all_there_are(case, part.others) else part.p <= case.alpha * (1 + 1e-9)
+
+
+def _in_its_place(parts: Sequence[PartTest], passengers: Sequence[PartTest]) -> str:
+    worst = max(passengers or parts, key=lambda part: part.p)
+    return (
+        f"Each part against others in its place, the rest kept: {worst.part} carries {worst.carries:.3g}, so do "
+        f"{worst.as_strong} of {worst.others} (p = {worst.p:.3g}): {'not met' if passengers else 'met'}."
+    )
 
 
 def _idle(case: Case, where: Where, effect: Effect) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+from ..causal.parts_test import PartTest
 from ..result import Estimate
 from ..techniques.ablate import AblationResult
 from ..techniques.direct_logit_attribution import DirectLogitAttributionResult
@@ -39,6 +40,7 @@ class Effect(NamedTuple):
     drawn: str
     run: str
     nothing_alone: tuple[str, ...] = ()  # parts of a set whose own effect is not above 0
+    each_part: tuple[PartTest, ...] = ()  # whether each part of a set earns its place; empty without random sets
     there: bool = True  # whether the intact run shows any behaviour: its metric's interval leaves out 0
 
     def __str__(self) -> str:
@@ -130,6 +132,7 @@ def _share(
         drawn=joint.drawn,
         run=run,
         nothing_alone=_nothing_alone(result, named, scale) if len(named) > 1 else (),
+        each_part=joint.each_part,
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "normalised",
     "paired_difference",
     "random_controls",
+    "random_replacements",
     "sign_flip",
 ]  # fmt: skip
 
@@ -186,6 +187,22 @@ def random_controls(
     few = "" if len(sets) == count else f"; there are no more than {len(sets)} such sets"
     reach = max(max(abs(place[0] - layer) for place in pool) for layer, pool in pools.items())
     return Controls(tuple(sets), f"drawn from the same layers{f' and up to {reach} layers away' if reach else ''}{few}")
+
+
+def random_replacements(
+    claimed: Sequence[Place], sizes: Mapping[int, int], *, count: int, seed: int
+) -> tuple[tuple[Place, ...], ...]:
+    """For each claimed place at most `count` distinct others to stand in for it, drawn from where controls are.
+
+    Raises:
+        BadArguments: as `random_controls`.
+    """
+    import numpy as np
+
+    _check_claimed(claimed, sizes, count)
+    generator = np.random.default_rng([seed, 1])  # another stream than that of the controls
+    pools = [_pool(layer, sizes, set(claimed)) for layer, _ in claimed]
+    return tuple(tuple(pool[i] for i in sorted(generator.permutation(len(pool))[:count])) for pool in pools)
 
 
 def _check_claimed(claimed: Sequence[Place], sizes: Mapping[int, int], count: int) -> None:

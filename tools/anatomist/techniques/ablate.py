@@ -8,7 +8,8 @@ Source: Wang et al., arXiv 2211.00593, section 2.3 (mean ablation over prompts o
 scrubbing" (2022), https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN (resampling); Li & Janson, arXiv 2409.09951,
 section 2 (what each ablation measures); McGrath et al., arXiv 2307.15771 (self-repair). With M the metric on the clean
 prompts: change = mean of M(ablated) - M(intact); fraction lost = -mean change / mean M(intact);
-p = (1 + b) / (1 + B), b of B random sets with at least as large a change.
+p = (1 + b) / (1 + B), b of B random sets with at least as large a change, or of B parts put in the place
+of one, beside the same rest, that carry at least as much (`causal/parts_test.py`); the largest counts.
 
 Does not show: what a part computes, or that it is enough; a small effect does not show that a part is unused, for later
 layers repair what is missing; zero also removes what a part says on every prompt alike, and can break the model.
@@ -16,30 +17,31 @@ layers repair what is missing; zero also removes what a part says on every promp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
-from ..causal.feature_ablation import BECOMES, feature_parts
+from ..causal.feature_ablation import BECOMES, FeatureParts, feature_parts
 from ..causal.features import chosen_dictionary
 from ..causal.grids import CellGrid, by_layer_and_head, in_a_row, together
 from ..causal.joint import (
     NOT_JOINT,
+    FurtherSweeps,
     JointCells,
     JointEffect,
     beside_controls,
     few_controls,
     joint_cells,
-    joint_effect,
+    joint_effects,
     joint_in_words,
 )
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
 from ..causal.neutral import NeutralLoss, neutral_loss
 from ..causal.replacements import cross_fitted_means, deranged, overall_means, resampled
-from ..causal.units import LETTERS, chosen_layers, chosen_units
+from ..causal.units import LETTERS, chosen_layers, chosen_units, unit_name
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Heatmap
 from ..measures.metrics import UNITS
@@ -51,8 +53,6 @@ from ..result import Result, SelfTest
 from ..technique import Ablation, Context, Heads, Layers, Metric, OnPrompts, Positions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..model.sweep import SweepPlan
 
 TITLE = "Ablation"
@@ -117,9 +117,7 @@ class Chosen(NamedTuple):
 
     singles: CellGrid
     together: JointCells
-    away: Mapping[Site, Tensor] | None = None  # what is added to take features away
-    names: tuple[str, ...] = ()  # of features
-    warnings: tuple[str, ...] = ()
+    features: FeatureParts | None = None
 
     @property
     def joint(self) -> tuple[Cell, ...]:
@@ -130,8 +128,11 @@ class Chosen(NamedTuple):
         return (*self.singles.cells, *self.joint)
 
     @property
-    def parts(self) -> tuple[Site | str, ...]:
-        return self.names or self.joint[0].sites
+    def layers(self) -> list[Site]:
+        """Whole sites of which any cell, drawn now or later, writes a part."""
+        drawn = (site for one in self.together.others for site in one)
+        every = {site.whole for site in (*drawn, *(site for cell in self.cells for site in cell.sites))}
+        return sorted(every, key=lambda s: s.layer or 0)
 
 
 def cells_of(arguments: Arguments, shape: Shape, prompts: EncodedPrompts) -> Chosen:
@@ -177,7 +178,7 @@ def features_of(context: Context, arguments: Arguments, prompts: EncodedPrompts)
         ablation=arguments.ablation, together=arguments.together is not False, controls=arguments.controls,
         seed=arguments.seed, budget_bytes=context.budget_bytes,
     )  # fmt: skip
-    return Chosen(parts.singles, parts.together, parts.values, parts.names, parts.warnings)
+    return Chosen(parts.singles, parts.together, parts)
 
 
 def _sites(kind: PartSite, arguments: Arguments, shape: Shape) -> tuple[Site, ...]:
@@ -220,13 +221,10 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
         [chosen.singles.name(c) for c in range(n)], (values[0, :n] - base[0]).T, prompts.clusters,
         effects[0].fraction, chosen.singles.where, seed=arguments.seed,
     )  # fmt: skip
-    joint = tuple(
-        joint_effect(
-            chosen.parts, name, UNITS[name], values[m, n:] - base[m], values[m, :n] - base[m], base[m],
-            base[m] * 0, clusters, chosen.together.drawn,
-        )
-        for m, name in enumerate(names)
-        if chosen.joint
+    further = FurtherSweeps(model, lambda sets: _other_sets(plan, chosen, sets), context.progress, budget)
+    joint = joint_effects(
+        chosen.together, names, values - base[:, None], base, base * 0, clusters, further, by_part=True,
+        name=chosen.features.name if chosen.features else unit_name,
     )  # fmt: skip
     return AblationResult(
         summary=_summary(arguments, effects[0], found, joint, n, clusters),
@@ -241,7 +239,7 @@ def run(context: Context, arguments: Arguments) -> AblationResult:
         positions=_positions(arguments),
         tokens=prompts.clean.strings[0],
         self_tests=tests,
-        cost=cost_of(model, plan, result),
+        cost=cost_of(model, plan, result, *further.results),
     )
 
 
@@ -254,21 +252,21 @@ def _plan(
     model, names = context.model, metric_names(arguments.metric, arguments.more_metrics)
     base = prompts.clean
     metrics = bound_metrics(names, prompts, model, base)
-    if chosen.away is not None:
+    if (features := chosen.features) is not None:
         plan = SweepPlan(
-            base=base, values=chosen.away, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="add",
+            base=base, values=features.values, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="add",
             seed=arguments.seed,
         )  # fmt: skip
         assert context.dictionary is not None
         name = context.dictionary.info.name
         written = f"f d of each feature of {name} becomes {BECOMES[arguments.ablation]}; the rest and its error stay"
-        return plan, written, (*chosen.warnings, *context.dictionary.info.cautions)
+        return plan, written, (*features.warnings, *context.dictionary.info.cautions)
     if arguments.ablation == "zero":
         plan = SweepPlan(
             base=base, cells=chosen.cells, metrics=metrics, read_at=base.last, rule="zero", seed=arguments.seed
         )
         return plan, "zeros", ()
-    sites = sorted({site.whole for cell in chosen.cells for site in cell.sites}, key=lambda s: s.layer or 0)
+    sites = chosen.layers
     if arguments.ablation == "resample":
         other = deranged(prompts, arguments.seed)
         source = base.rows(other)
@@ -291,6 +289,14 @@ def _plan(
         f"the prompt (at least {means.fewest})"
     )
     return plan, written, few if means.fewest < FEW_REFERENCES else ()
+
+
+def _other_sets(plan: SweepPlan, chosen: Chosen, sets: Sequence[tuple[Any, ...]]) -> SweepPlan:
+    """The same ablation of other sets of parts."""
+    if chosen.features is None:
+        return replace(plan, cells=chosen.together.of(sets))
+    cells, values = chosen.features.away(sets)
+    return replace(plan, cells=cells, values=values)
 
 
 def _neutral(context: Context, arguments: Arguments, prompts: EncodedPrompts, chosen: Chosen) -> NeutralLoss:

@@ -15,6 +15,7 @@ carry the same thing and their effects do not add up; a place that another one b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -24,12 +25,13 @@ from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, 
 from ..causal.grids import CellGrid
 from ..causal.joint import (
     NOT_JOINT,
+    FurtherSweeps,
     JointCells,
     JointEffect,
     beside_controls,
     few_controls,
     joint_cells,
-    joint_effect,
+    joint_effects,
     joint_in_words,
 )
 from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed, metric_names
@@ -145,13 +147,10 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
         metric_effects(grid, name, UNITS[name], values[m, :n], plain[m], other[m], clusters)
         for m, name in enumerate(names)
     )
-    patched = tuple(
-        joint_effect(
-            joint.cells[0].sites, name, UNITS[name], values[m, n:] - plain[m], values[m, :n] - plain[m], plain[m],
-            other[m], clusters, joint.drawn,
-        )
-        for m, name in enumerate(names)
-        if joint.cells
+    further = FurtherSweeps(model, lambda sets: replace(plan, cells=joint.of(sets)), context.progress, budget)
+    patched = joint_effects(
+        joint, names, values - plain[:, None], plain, other, clusters, further,
+        by_part=layout_of(arguments) == "layer_head",
     )  # fmt: skip
     found = stand_out(
         [grid.name(c) for c in range(len(grid.cells))], (values[0, :n] - plain[0]).T, prompts.clusters,
@@ -169,7 +168,7 @@ def run(context: Context, arguments: Arguments) -> PatchingResult:
         positions=positions_in_words(arguments, grid),
         tokens=base.strings[0],
         self_tests=tests,
-        cost=cost_of(model, plan, result),
+        cost=cost_of(model, plan, result, *further.results),
     )
 
 

@@ -160,8 +160,8 @@ def run(context: Context, arguments: Arguments) -> SelfRepairResult:
     tests = _self_tests(context, found, total[order], direct[order], result)
     cells = setting.cells
     effect = (
-        joint_effect(chosen, METRIC, "logits", values[len(sites) :] - base, total[order], base, base * 0, clusters,
-                     joint.drawn)
+        joint_effect(joint.labels, METRIC, "logits", values[len(sites) :] - base, total[order], base, base * 0,
+                     clusters, joint.drawn)
         if joint.cells else None
     )  # fmt: skip
     slope = _slope(direct.mean(1), total.mean(1))
