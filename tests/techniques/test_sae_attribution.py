@@ -59,6 +59,16 @@ def test_the_output_feature_is_the_whole_logit_difference(toy: Model) -> None:
     assert all(t.passed for t in result.self_tests)
 
 
+def test_a_caller_who_turned_gradients_off_gets_the_same_numbers(toy: Model) -> None:
+    import torch
+
+    dictionary = load_dictionary("toy-induction-l1")
+    with torch.no_grad():
+        found = attributed(toy, dictionary, *PROMPTS, positions=("last",))
+        assert not torch.is_grad_enabled()
+    assert found.features == attributed(toy, dictionary, *PROMPTS, positions=("last",)).features
+
+
 @pytest.mark.positive_control
 def test_features_of_the_circuit_are_found_though_the_gradient_misses_them(toy: Model) -> None:
     # At layer 0 induction needs 'buffer t3' (23), by which the place is found, and 'token t7' (7), which is copied.
@@ -180,6 +190,8 @@ def test_ablate_takes_features_as_parts_and_keeps_the_error(toy: Model) -> None:
     assert result.joint[0].parts == ("L1F47", "L1F46")
     assert result.joint[0].change.mean == pytest.approx(-10, abs=1e-3)
     assert len(result.joint[0].control_changes) == 3
+    # Features that are active here but not the output stand in the place of each: none carries 5 of the difference.
+    assert [(t.carries, t.as_strong, t.others) for t in result.joint[0].each_part] == [(pytest.approx(5), 0, 3)] * 2
     assert result.ablation == "zero"
     assert "its error stay" in result.written
     assert all(t.passed for t in result.self_tests)

@@ -124,12 +124,15 @@ def gradients_at(
 
     A place that the metric does not depend on has the gradient 0.
     """
-    run = model.run(pair.base, read=sites, edits=edits, logits_at=pair.base.last, gradients=True)
-    assert run.logits is not None
-    for x in run.reads.values():
-        x.retain_grad()
-    values = pair.metric(run.logits)
-    values.sum().backward()
+    import torch  # only where a model is
+
+    with torch.enable_grad():  # the caller may have turned gradients off
+        run = model.run(pair.base, read=sites, edits=edits, logits_at=pair.base.last, gradients=True)
+        assert run.logits is not None
+        for x in run.reads.values():
+            x.retain_grad()
+        values = pair.metric(run.logits)
+        values.sum().backward()
     reads = {site: x.detach() for site, x in run.reads.items()}
     found = {site: widened(x.detach() * 0 if x.grad is None else x.grad) for site, x in run.reads.items()}
     return values.detach(), reads, found

@@ -3,7 +3,7 @@
 Two questions. Do other parts do as much? Random sets hold none of the set's parts, and p_others counts their joint
 changes. By itself it is no p of a set drawn at random: where one part outweighs all others, every set that holds it
 beats sets that cannot (4 of 24 heads drawn at random hold a given one in 17% of draws). Does every part earn its place?
-Each is held against others in its place, the rest kept (`parts_test`). p is the largest of all.
+Each is held against others in its place, the rest kept (`each_part.py`). p is the largest of all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..model.protocol import Model
 from ..model.sites import Shape, Site, SiteKind
 from ..model.sweep_plan import Cell, SweepPlan, SweepProgress
 from ..result import Estimate, Frozen
-from .parts_test import Part, PartTest, SetChanges, parts_test
+from .each_part import Part, PartTest, SetChanges, parts_test
 from .units import LETTERS, unit_name
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from types import ModuleType
 
-from ..causal.parts_test import MOST_TESTED
+from ..causal.each_part import MOST_TESTED
 from ..errors import BadSite
 from ..model.sites import SiteKind, parse_site
 from ..result import Frozen

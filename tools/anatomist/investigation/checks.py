@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from ..causal.parts_test import PartTest
+from ..causal.each_part import PartTest
 from ..errors import BadPrompts
 from ..techniques.check_prompts import PromptCheck
 from .bench import Bench, NoBehaviour, NotApplicable, Setting

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from ..causal.parts_test import PartTest
+from ..causal.each_part import PartTest
 from ..result import Estimate
 from ..techniques.ablate import AblationResult
 from ..techniques.direct_logit_attribution import DirectLogitAttributionResult

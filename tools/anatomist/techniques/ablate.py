@@ -9,7 +9,7 @@ scrubbing" (2022), https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN (resam
 section 2 (what each ablation measures); McGrath et al., arXiv 2307.15771 (self-repair). With M the metric on the clean
 prompts: change = mean of M(ablated) - M(intact); fraction lost = -mean change / mean M(intact);
 p = (1 + b) / (1 + B), b of B random sets with at least as large a change, or of B parts put in the place
-of one, beside the same rest, that carry at least as much (`causal/parts_test.py`); the largest counts.
+of one, beside the same rest, that carry at least as much (`causal/each_part.py`); the largest counts.
 
 Does not show: what a part computes, or that it is enough; a small effect does not show that a part is unused, for later
 layers repair what is missing; zero also removes what a part says on every prompt alike, and can break the model.

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from anatomist.causal.parts_test import MOST_TESTED, PartTest, SetChanges, parts_test
+from anatomist.causal.each_part import MOST_TESTED, PartTest, SetChanges, parts_test
 
 Effect = Callable[[frozenset[int]], float]
 
