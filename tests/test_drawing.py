@@ -208,6 +208,13 @@ def test_two_bars_of_one_name_stay_two() -> None:
     assert [(r["i"], r["label"]) for r in cells(view)] == [(0, "L9H6"), (1, "mlp"), (2, "L9H6")]
 
 
+def test_bars_of_shares_run_from_0_to_1_however_small_they_are() -> None:
+    """Without ends, bars of 1% and 2% would fill the picture."""
+    small = Bars(title="", value_title="share", labels=("a", "b"), values=(0.01, 0.02))
+    assert "1.0" not in drawn_texts(spec(figure(small)))
+    assert {"0.0", "1.0"} <= set(drawn_texts(spec(figure(small.model_copy(update={"domain": (0.0, 1.0)})))))
+
+
 def test_intervals_are_drawn_where_there_are_some() -> None:
     with_them = json.dumps(spec(figure(bars())))
     without = json.dumps(spec(figure(Bars(title="", value_title="v", labels=("a",), values=(1.0,)))))

@@ -26,7 +26,6 @@ from anatomist.techniques.das import Arguments, DasResult, plot, run
 from torch import Tensor
 
 from tests.backends.families import FAMILIES
-from tests.techniques.agreement import agreement
 
 V = 6
 
@@ -187,6 +186,7 @@ def test_an_untrained_model_is_searched_too() -> None:
     assert said == (gains[1] > 0.1 and gains[0] - gains[1] < 0.1)
     assert place.row_share == pytest.approx(1, abs=1e-4)  # what reads a residual in mid-model is every direction
     assert place.null_dimensions == 0
+    assert any("rules no illusion out" in w for w in found.warnings)
 
 
 @pytest.mark.parametrize("backend", ["local", "nnsight"])
@@ -268,10 +268,38 @@ def test_a_subspace_of_an_earlier_run_is_taken_by_name() -> None:
 def test_one_place_is_drawn_as_bars_and_several_as_a_map() -> None:
     rows = tuple(tuple(float(i == j) for i in range(circuit().info.d_model)) for j in range(V))
     one = search(circuit(), pairs(9), subspace=rows, controls=2)
-    assert isinstance(plot(one).panels[0], Bars)
+    bars = plot(one).panels[0]
+    assert isinstance(bars, Bars)
+    assert bars.domain == (0, 1)
+    assert bars.labels[-2:] == ("given subspace", "whole place")
+    assert bars.reference == bars.values[-1] == one.places[0].full.accuracy.mean
     two = search(circuit(), pairs(9), subspace=rows, controls=2, layers=(0, 1))
-    assert isinstance(plot(two).panels[0], Heatmap)
+    drawn = plot(two).panels[0]
+    assert isinstance(drawn, Heatmap)
+    assert drawn.grid.axes[1].labels[-1] == "whole place"
+    assert drawn.text is not None
+    assert drawn.text[-1] == f"{two.places[1].full.accuracy.mean:.0%}"
     assert two.best in {p.name for p in two.places}
+
+
+def test_a_map_keeps_the_order_from_floor_to_ceiling_where_places_have_other_parts() -> None:
+    """The first place lacks a null space, the second a random subspace: both columns stand where they belong."""
+    rows = tuple(tuple(float(i == j) for i in range(circuit().info.d_model)) for j in range(V))
+    result = search(circuit(), pairs(9), subspace=rows, controls=2, layers=(0, 1))
+    first, second = result.places
+    null = first.none.model_copy(update={"what": "subspace in the null space"})
+    second = second.model_copy(update={"null_space": null, "random": None})
+    mixed = result.model_copy(update={"places": (first.model_copy(update={"null_space": None}), second)})
+    drawn = plot(mixed).panels[0]
+    assert isinstance(drawn, Heatmap)
+    labels = list(drawn.grid.axes[1].labels)
+    assert labels == [
+        "nothing", "random subspace", "subspace in the null space", "subspace in the row space", "given subspace",
+        "whole place",
+    ]  # fmt: skip
+    assert drawn.text is not None
+    assert drawn.text[labels.index("subspace in the null space")] == ""
+    assert drawn.text[len(labels) + 1] == ""
 
 
 class WithoutGradients(ToyModel):
@@ -313,37 +341,3 @@ def test_prompts_that_leave_nothing_to_learn_or_judge_on_are_refused() -> None:
     same = [{"clean": (0, 1, 2, i), "corrupted": (0, 1, 2, i), "answer": 1, "wrong": 4} for i in range(4)]
     with pytest.raises(BadArguments, match="nothing to interchange"):
         search(circuit(), inline_set(same), steps=2)
-
-
-@pytest.mark.slow
-@pytest.mark.positive_control
-def test_one_dimension_of_smollm2s_subject_carries_its_number(smollm2: Model) -> None:
-    """'The cat near the road' -> ' is' against 'The cats ...' -> ' are', on nouns never learned from. At the noun in
-    mid-model one direction turns the verb nearly as often as the whole place does. Rules out a fit by heart (other
-    nouns), an intervention that any direction makes (random subspaces), a search that makes its own path (untrained
-    model) and a path beside the model's own (row space). At the next token the same search finds nothing."""
-    sets = agreement(smollm2, 96, 48)
-    twin = {"random_twin": lambda seed: random_twin(smollm2, seed), "held_out": sets[1]}
-    common: dict[str, Any] = {"site": "resid_post", "layers": (14,), "steps": 40, "batch": 16, "rate": 0.4}
-    found = search(smollm2, sets[0], twin, positions=("NOUN",), seeds=3, controls=5, **common)
-    place = found.places[0]
-    assert (place.dimension, place.width, found.held_out) == (1, 576, 96)
-    assert place.random is not None
-    assert place.random_model is not None
-    assert place.random_model_none is not None
-    assert place.row_space is not None
-    assert place.agreement is not None
-    assert place.subspace.accuracy.low is not None
-    assert place.subspace.accuracy.low > 0.7
-    assert place.subspace.accuracy.mean > place.full.accuracy.mean - 0.1
-    assert place.none.accuracy.mean < 0.1
-    assert place.random.accuracy.mean < 0.1
-    assert place.random_model.accuracy.mean - place.random_model_none.accuracy.mean < 0.2
-    assert abs(place.row_space.accuracy.mean - place.subspace.accuracy.mean) < 0.02
-    assert place.agreement > 0.8
-    assert not any("illusion" in w or "no better than random" in w for w in found.warnings)
-    elsewhere = search(
-        smollm2, sets[0], {"held_out": sets[1]}, positions=("NEXT",), seeds=1, controls=0, random_model=False, **common
-    ).places[0]
-    assert elsewhere.subspace.accuracy.mean < 0.2
-    assert elsewhere.full.accuracy.mean < 0.2

@@ -66,6 +66,9 @@ class Bars(Frozen):
     high: tuple[float | None, ...] | None = None
     groups: tuple[str, ...] | None = None
     reference: float | None = Field(default=None, description="A level to compare with, drawn as a dashed line.")
+    domain: tuple[float, float] | None = Field(
+        default=None, description="Ends of the value axis; the values' own when absent. Shares: 0 and 1."
+    )
 
 
 class Scatter(Frozen):

@@ -10,8 +10,6 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from pydantic import Field
-
 from ..errors import BadArguments, BadPrompts, Unsupported
 from ..measures.statistics import Clusters
 from ..model.protocol import Model
@@ -19,7 +17,8 @@ from ..model.sites import Site
 from ..model.tokens import PositionSpec, Tokens
 from ..prompts.columns import Column
 from ..prompts.encoding import EncodedPrompts
-from ..result import Estimate, Frozen
+from ..result import Estimate
+from .interchanged import Interchange, Place, Search, judged_in_words
 from .row_spaces import halves, row_space
 from .subspaces import (
     Ends,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_OUT = 1 / 3  # of the clusters, where no prompts were kept back
-MARGIN = 0.1  # of accuracy; smaller differences are not warned of
 FIRST_CONTROL = 1000  # seeds of random subspaces stay apart from those of searches
 
 
@@ -65,52 +63,6 @@ class Choice(Protocol):
     def rate(self) -> float: ...
     @property
     def controls(self) -> int: ...
-
-
-class Interchange(Frozen):
-    """What the model says after one kind of interchange, on prompts not learned from."""
-
-    what: str = Field(description="Which part of the place was taken from the source run.")
-    accuracy: Estimate = Field(description="Share of interchanges after which the wanted answer beats the base's own.")
-    top1: Estimate = Field(description="Share after which the wanted answer is the likeliest token.")
-    logit_diff: Estimate = Field(description="Wanted answer minus the base's own, in logits.")
-
-
-class Search(Frozen):
-    """One search."""
-
-    seed: int = Field(description="Seed of the start and of the order of prompts.")
-    loss: float = Field(description="Cross-entropy of the wanted answer over the last tenth of the steps, in nats.")
-    discovery: float = Field(description="Interchange accuracy on the prompts learned from.")
-    held_out: float = Field(description="Interchange accuracy on those kept back.")
-
-
-class Place(Frozen):
-    """One place: the subspace, its parts and its controls."""
-
-    name: str = Field(description="Site, layer, head and position.")
-    width: int = Field(description="Features of the place.")
-    dimension: int = Field(description="Dimensions of the subspace.")
-    array: str = Field(description="Name of the kept array with the basis, best seed first [seed, dimension, feature].")
-    subspace: Interchange = Field(description="The learned (or given) subspace, averaged over seeds.")
-    full: Interchange = Field(description="The whole place: the ceiling, unless other parts of it interfere.")
-    none: Interchange = Field(description="Nothing interchanged: the floor.")
-    random: Interchange | None = Field(description="Random subspaces of this dimension, averaged.")
-    random_model: Interchange | None = Field(description="The same search in an untrained model.")
-    random_model_none: Interchange | None = Field(
-        description="Nothing interchanged in the untrained model: its floor, near one half where it knows no answer."
-    )
-    row_space: Interchange | None = Field(
-        description="The part of the subspace that what follows can read; absent for q and k, and if there is none."
-    )
-    null_space: Interchange | None = Field(description="The part that nothing reads; absent for q and k, and if none.")
-    row_share: float | None = Field(description="Share of the subspace that lies in the row space; absent for q and k.")
-    null_dimensions: int | None = Field(description="Dimensions of the place that nothing reads.")
-    searches: tuple[Search, ...] = Field(description="Each seed; empty for a given subspace.")
-    agreement: float | None = Field(
-        description="Mean cosine of the principal angles between the seeds' subspaces; 1: the same one. Absent below "
-        "two seeds."
-    )
 
 
 Share = Callable[[float], None]  # progress of one place, from 0 to 1
@@ -143,7 +95,10 @@ def split_of(prompts: EncodedPrompts, held_out: EncodedPrompts | None, *, seed: 
         BadPrompts: there are too few clusters to keep some back.
     """
     if held_out is not None:
-        return Split(prompts, held_out, "the held-out part of the prompt set: other words, and a template more")
+        every = set(held_out.templates)
+        new = len(every - set(prompts.templates))
+        words = f"the held-out part of the prompt set: other words, {new} of {len(every)} templates new"
+        return Split(prompts, held_out, words)
     if not learned:
         return Split(prompts, prompts, "the prompts given: nothing is learned from them")
     labels = sorted(set(prompts.clusters))
@@ -252,8 +207,8 @@ def measure_place(
         none=_interchange("nothing", [untouched], clusters),
         random=_interchange("random subspace", chance, clusters) if chance else None,
         random_model=twins[0], random_model_none=twins[1],
-        row_space=_interchange("row space", parts.row, clusters) if parts.row else None,
-        null_space=_interchange("null space", parts.null, clusters) if parts.null else None,
+        row_space=_interchange("subspace in the row space", parts.row, clusters) if parts.row else None,
+        null_space=_interchange("subspace in the null space", parts.null, clusters) if parts.null else None,
         row_share=parts.share, null_dimensions=parts.dimensions, searches=found.searches,
         agreement=_agreement(found.bases),
     )  # fmt: skip
@@ -358,43 +313,3 @@ def _agreement(bases: Sequence[Tensor]) -> float | None:
     pairs = [(a, b) for i, a in enumerate(bases) for b in bases[:i]]
     means = [sum(c) / len(c) for c in (cosines(a, b) for a, b in pairs)]
     return sum(means) / len(means) if means else None
-
-
-def judged_in_words(place: Place) -> list[str]:
-    """What a careful reader must know of one place."""
-    own = place.subspace.accuracy.mean
-    found: list[str] = []
-    if place.row_space is not None and own - place.row_space.accuracy.mean > MARGIN:
-        found.append(
-            f"{place.name}: cut down to what the rest of the model can read, the subspace falls from {own:.0%} to "
-            f"{place.row_space.accuracy.mean:.0%}: the search leans on directions that nothing reads (an illusion)."
-        )
-    if place.row_space is None and place.row_share is not None:
-        found.append(f"{place.name}: nothing after it reads this subspace at all.")
-    if place.random_model is not None and place.random_model_none is not None:
-        reached, floor = place.random_model.accuracy.mean, place.random_model_none.accuracy.mean
-        if reached - floor > MARGIN and own - place.none.accuracy.mean - (reached - floor) < MARGIN:
-            found.append(
-                f"{place.name}: the same search in an untrained model lifts accuracy from {floor:.0%} to {reached:.0%} "
-                f"(here {place.none.accuracy.mean:.0%} to {own:.0%}): the search itself may be what gives the answer."
-            )
-    if place.random is not None and own - place.random.accuracy.mean < MARGIN:
-        found.append(f"{place.name}: no better than random subspaces of {place.dimension} dimension(s).")
-    if place.full.accuracy.mean + MARGIN < own:
-        found.append(
-            f"{place.name}: the subspace does more than the whole place ({place.full.accuracy.mean:.0%}): other "
-            "directions there work against the interchange."
-        )
-    gap = [s.discovery - s.held_out for s in place.searches]
-    if gap and sum(gap) / len(gap) > MARGIN:
-        found.append(f"{place.name}: {sum(gap) / len(gap):.0%} more on the prompts learned from: use more prompts.")
-    return found
-
-
-def kinds_of(place: Place) -> list[Interchange]:
-    """Floor to ceiling."""
-    every = (
-        place.none, place.random, place.random_model_none, place.random_model, place.null_space, place.row_space,
-        place.subspace, place.full,
-    )  # fmt: skip
-    return [one for one in every if one is not None]

@@ -66,6 +66,8 @@ def bars(panel: Bars) -> Part:
         colour = {"color": {"field": "g", "type": "nominal", "scale": {"domain": domain}, "legend": {"title": None}}}
         tooltip.insert(1, _tip("g", "group"))
     x = _measure(panel.value_title)
+    if panel.domain:
+        x["scale"] = {"domain": list(panel.domain)}
     layers: list[Row] = [{"mark": "bar", "encoding": {"y": y, "x": x | {"field": "v"}, "tooltip": tooltip} | colour}]
     if panel.low and panel.high:
         tooltip += [_number("low", "low"), _number("high", "high")]

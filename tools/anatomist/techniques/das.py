@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..causal.interchange import Place, Split, Spot, kinds_of, measure_place, split_of
+from ..causal.interchange import Split, Spot, measure_place, split_of
+from ..causal.interchanged import Place, kinds_of
 from ..causal.measured import encoded
 from ..causal.subspaces import directions_of
 from ..causal.units import LETTERS, chosen_layers, chosen_units
@@ -50,6 +51,10 @@ DasSite = Literal[
 ]
 MOST_PLACES = 64
 ENOUGH_SEEDS = 3
+WAYS = {
+    "both": "clean into corrupted and back", "denoising": "clean into corrupted", "noising": "corrupted into clean",
+}  # fmt: skip
+OWN = ("subspace", "row_space", "null_space")  # kinds of interchange that the claim is about
 
 
 class Arguments(OnPrompts):
@@ -160,7 +165,9 @@ def run(context: Context, arguments: Arguments) -> DasResult:
     ways = 2 if arguments.direction == "both" else 1
     return DasResult(
         summary=_summary(best, places, given is None),
-        warnings=(*no_twin, *notes, *_warnings(arguments, split, given is None), *split.held_out.warnings),
+        warnings=(
+            *no_twin, *notes, *_all_read(places), *_warnings(arguments, split, given is None), *split.held_out.warnings,
+        ),
         learned=given is None,
         direction=arguments.direction,
         places=tuple(places),
@@ -235,42 +242,52 @@ def _warnings(arguments: Arguments, split: Split, learned: bool) -> tuple[str, .
     return tuple(text for wanted, text in said if wanted)
 
 
+def _all_read(places: Sequence[Place]) -> tuple[str, ...]:
+    names = [p.name for p in places if p.null_dimensions == 0]
+    if not names:
+        return ()
+    where = names[0] if len(names) == 1 else f"{len(names)} places"
+    return (f"{where}: every direction is read by what follows, so that the row space rules no illusion out.",)
+
+
 def plot(result: DasResult) -> Figure:
     """Accuracy of each kind of interchange; one place as bars, several as a map."""
-    first = result.places[0]
-    caption = (
-        f"Interchange accuracy on {result.held_out} interchanges kept back ({result.direction}): share after which the "
-        f"wanted answer beats the base run's own. {first.dimension} dimension(s); judged on {result.kept_back}."
-    )
+    one, searches = len(result.places) == 1, len(result.places[0].searches)
+    dimensions = f"{result.places[0].dimension} of {result.places[0].width} dimensions"
+    learned = f", mean of {searches} searches" if searches > 1 else ""
+    whiskers = " Whiskers: 95% intervals over clusters of prompts. Dashed: the whole place." if one else ""
     return Figure(
         title="Distributed alignment search" if result.learned else "Subspace interchange",
-        caption=caption,
-        panels=(_bars(first),) if len(result.places) == 1 else (_map(result.places),),
+        caption=f"Share of {result.held_out} interchanges ({WAYS[result.direction]}) after which the wanted answer "
+        f"beats the base run's own. Judged on {result.kept_back}. The subspace: {dimensions}{learned}.{whiskers}",
+        panels=(_bars(result.places[0]) if one else _map(result.places),),
     )
 
 
 def _bars(place: Place) -> Bars:
     kinds = kinds_of(place)
+    found = [k.accuracy for k in kinds.values()]
     return Bars(
-        title=place.name, value_title="interchange accuracy", labels=tuple(k.what for k in kinds),
-        values=tuple(k.accuracy.mean for k in kinds), low=tuple(k.accuracy.low for k in kinds),
-        high=tuple(k.accuracy.high for k in kinds),
+        title=place.name, value_title="interchange accuracy (share)", labels=tuple(k.what for k in kinds.values()),
+        values=tuple(e.mean for e in found), low=tuple(e.low for e in found), high=tuple(e.high for e in found),
+        groups=tuple("the subspace" if field in OWN else "to compare with" for field in kinds),
+        reference=place.full.accuracy.mean, domain=(0.0, 1.0),
     )  # fmt: skip
 
 
 def _map(places: Sequence[Place]) -> Heatmap:
-    columns = list(dict.fromkeys(k.what for place in places for k in kinds_of(place)))
-    values = [
-        {k.what: k.accuracy.mean for k in kinds_of(place)}.get(column) for place in places for column in columns
-    ]
-    axes = [("place", [p.name for p in places]), ("interchanged", columns)]
-    found = grid("interchange accuracy", "share", axes, values)
-    return Heatmap(title="interchange accuracy", grid=found, diverging=False, domain=(0.0, 1.0))
+    kinds = kinds_of(*places)
+    cells = [kinds_of(place).get(field) for place in places for field in kinds]
+    values = [None if cell is None else cell.accuracy.mean for cell in cells]
+    axes = [("place", [p.name for p in places]), ("interchanged", [k.what for k in kinds.values()])]
+    return Heatmap(
+        title="Interchange accuracy", grid=grid("interchange accuracy", "share", axes, values), diverging=False,
+        domain=(0.0, 1.0), text=tuple("" if v is None else f"{v:.0%}" for v in values),
+    )  # fmt: skip
 
 
 def _summary(best: Place, places: Sequence[Place], learned: bool) -> str:
-    kinds = {k.what: k.accuracy.mean for k in kinds_of(best)}
-    words = ", ".join(f"{what} {value:.0%}" for what, value in kinds.items())
+    words = ", ".join(f"{k.what} {k.accuracy.mean:.0%}" for k in kinds_of(best).values())
     where = best.name if len(places) == 1 else f"{best.name}, the best of {len(places)} places"
     agree = "" if best.agreement is None else f" Seeds agree to a mean cosine of {best.agreement:.2f}."
     what = "found by search" if learned else "given"
