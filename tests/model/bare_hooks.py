@@ -6,6 +6,7 @@ edited before the rotation, which is the same when a whole vector of the same po
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,12 +32,44 @@ def logits(anatomy: Anatomy, ids: tuple[int, ...]) -> Tensor:
 
 
 def _cell(anatomy: Anatomy, plan: SweepPlan, cell: Cell, row: int) -> list[float]:
+    if plan.rule == "cut":
+        with _cut(cell, row):
+            return _values(anatomy, plan, row)
     places = list(cell.positions[row]) if cell.positions is not None else list(range(plan.base.lengths[row]))
     with _edits(anatomy, plan, cell, row, places):
-        read = logits(anatomy, plan.base.ids[row])[plan.read_at[row]][None]
+        return _values(anatomy, plan, row)
+
+
+def _values(anatomy: Anatomy, plan: SweepPlan, row: int) -> list[float]:
+    read = logits(anatomy, plan.base.ids[row])[plan.read_at[row]][None]
     columns = plan.vocabulary
     chosen = read if columns is None else read[:, list(columns)]
     return [float(v) for v in values_of(plan.metrics, chosen, columns, [row])]
+
+
+@contextmanager
+def _cut(cell: Cell, row: int) -> Iterator[None]:
+    """Eager attention takes one softmax a layer, of scores [1, H, T, T] that are masked and capped already."""
+    softmax, layers = nn.functional.softmax, itertools.count()
+
+    def without(x: Tensor, kind: str, layer: int, value: float) -> Tensor:
+        x = x.clone()
+        for site in cell.sites:
+            if (site.kind, site.layer) == (kind, layer):
+                for q, keys in zip((cell.positions or ())[row], (cell.keys or ())[row], strict=True):
+                    x[:, slice(None) if site.index is None else [site.index], q, list(keys)] = value
+        return x
+
+    def cutting(scores: Tensor, *more: object, **named: object) -> Tensor:
+        layer = next(layers)
+        pattern = softmax(without(scores, "scores", layer, float("-inf")), *more, **named)  # type: ignore[arg-type]
+        return without(pattern, "pattern", layer, 0.0)
+
+    nn.functional.softmax = cutting  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.softmax = softmax
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What an attention knockout cuts: windows of layers (or heads) as rows, groups of source positions as columns.
 
-Each cell is one cut (`attention_edges`), with its random counterparts beside it.
+Each of them is a cell of the sweep, with its random counterparts beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..model.sites import Shape, Site
 from ..model.sweep_plan import Cell
 from ..model.tokens import PositionSpec
 from ..prompts.encoding import EncodedPrompts
-from .attention_edges import Cut, Drawn, Place, RowEdges, edges_between, random_edges
+from .attention_edges import Drawn, How, Place, RowEdges, by_query, cut_cell, edges_between, random_edges
 from .grids import CellGrid, together
 from .units import chosen_layers, chosen_units, unit_name
 
@@ -61,27 +61,34 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Rows by groups; the cuts of the cells come first, then each cell's random ones."""
+    """Rows by groups."""
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
 
     @property
-    def cells(self) -> list[tuple[Row, Group]]:
+    def chosen(self) -> list[tuple[Row, Group]]:
         return [(row, group) for row in self.rows for group in self.groups]
 
     @property
     def names(self) -> list[str]:
-        return [f"{row.name} from {group.name}" for row, group in self.cells]
+        return [f"{row.name} from {group.name}" for row, group in self.chosen]
 
     @property
-    def cuts(self) -> list[Cut]:
-        own = [Cut(row.places, group.edges) for row, group in self.cells]
-        return own + [Cut(row.places, edges) for row, group in self.cells for edges in group.drawn.sets]
+    def n_cuts(self) -> int:
+        return len(self.rows) * sum(1 + len(group.drawn.sets) for group in self.groups)
+
+    def cuts(self, how: How) -> list[Cell]:
+        """What was chosen comes first, then the random sets of each."""
+        own = [by_query(group.edges) for group in self.groups]
+        drawn = [[by_query(edges) for edges in group.drawn.sets] for group in self.groups]
+        return [cut_cell(row.places, edges, how) for row in self.rows for edges in own] + [
+            cut_cell(row.places, edges, how) for row in self.rows for sets in drawn for edges in sets
+        ]
 
     @property
     def grid(self) -> CellGrid:
-        cells = tuple(Cell((Site("scores", row.places[0][0]),)) for row, _ in self.cells)
+        cells = tuple(Cell((Site("scores", row.places[0][0]),)) for row, _ in self.chosen)
         by = "head" if len(self.rows[0].places) == 1 and self.rows[0].places[0][1] is not None else "layers"
         axes = ((by, tuple(r.name for r in self.rows)), ("source", tuple(g.name for g in self.groups)))
         return CellGrid(axes, cells, tuple(range(len(cells))))

@@ -29,7 +29,7 @@ from ..result import SelfTest
 from .protocol import Model
 from .sites import Site, SiteKind
 from .sweep_generic import GenericEngine
-from .sweep_plan import SWEEPABLE, Cell, Engine, Measured, SweepPlan, SweepProgress, Work, check_plan
+from .sweep_plan import CUTTABLE, SWEEPABLE, Cell, Engine, Measured, SweepPlan, SweepProgress, Work, check_plan
 from .tokens import first_difference
 
 Path = Literal["generic", "fast", "fast+shared-prefix"]
@@ -188,7 +188,9 @@ def _proof_plans(model: Model) -> list[SweepPlan]:
     metric = (Metric("logit_diff", [(a,) for a, _ in pairs], [(b,) for _, b in pairs]),)
     cells = tuple(c for kind in sorted(SWEEPABLE & set(model.info.sites)) for c in _random_cells(model, kind, chosen))
     patch = SweepPlan(base=runs[0], source=runs[1], cells=cells, metrics=metric, read_at=runs[0].last)
-    return [patch, replace(patch, rule="zero", source=None, cells=cells[1::3])]
+    plans = [patch, replace(patch, rule="zero", source=None, cells=cells[1::3])]
+    cut = tuple(c for kind in sorted(CUTTABLE & set(model.info.sites)) for c in _random_cuts(model, kind, chosen))
+    return plans if not cut else [*plans, replace(patch, rule="cut", source=None, cells=cut)]
 
 
 def _random_cells(model: Model, kind: SiteKind, chosen: random.Random) -> list[Cell]:
@@ -205,6 +207,23 @@ def _random_cells(model: Model, kind: SiteKind, chosen: random.Random) -> list[C
 
     at = tuple((chosen.randrange(n),) for n in PROOF_LENGTHS)
     return [Cell(one(some()), at), Cell(one(some())), Cell(one(None), at)]
+
+
+def _random_cuts(model: Model, kind: SiteKind, chosen: random.Random) -> list[Cell]:
+    """Edges of the last position at one head, of two positions at a head and in whole later layers, and in the last."""
+    info = model.info
+    layers = sorted(chosen.sample(range(info.n_layers), min(3, info.n_layers)))
+    head = Site(kind, layers[0], chosen.randrange(info.n_heads))
+    one = tuple((n - 1,) for n in PROOF_LENGTHS)
+    two = tuple((chosen.randrange(1, n - 1), n - 1) for n in PROOF_LENGTHS)
+
+    def cell(sites: Sequence[Site], queries: tuple[tuple[int, ...], ...]) -> Cell:
+        # A query keeps its own position, which no sliding window hides: its softmax is never over nothing.
+        keys = tuple(tuple(tuple(chosen.sample(range(q), min(2, q))) for q in row) for row in queries)
+        return Cell(tuple(sites), queries, keys=keys)
+
+    later = [Site(kind, layer) for layer in layers[1:]]
+    return [cell([head], one), cell([head, *later], two), cell([Site(kind, info.n_layers - 1)], one)]
 
 
 def _check(plan: SweepPlan, measured: Measured) -> None:

@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .edits import Edit
-from .protocol import Model
+from .protocol import Model, ModelInfo
 from .sites import Site
 from .sweep_cost import fit, flops_of, pieces, row_bytes, site_bytes
+from .sweep_cuts import cut_bytes, cut_edit
 from .sweep_plan import Measured, SweepPlan, SweepProgress, Work, values_of
 from .tokens import Tokens
 
@@ -66,9 +67,7 @@ class _Sweep:
         self.source_values = None if plan.source is None else torch.full_like(self.base_values, float("nan"))
         self.fired = [0] * n_cells
         columns = plan.vocabulary
-        # The pass and the values written on it: an edit's value and the changed activation are copies of each other.
-        written = max(site_bytes(model.info, cell.sites, plan.base.width) for cell in plan.cells)
-        self.row_bytes = row_bytes(model.info, plan.base.width, None) + 3 * written
+        self.row_bytes = row_bytes(model.info, plan.base.width, None) + _written_bytes(model.info, plan)
         self.read_bytes = 0 if plan.source is None else site_bytes(model.info, plan.sites, plan.base.width)
         self.columns = None if columns is None else torch.tensor(columns)
         self.flops = flops_of(model)
@@ -139,6 +138,8 @@ class _Sweep:
                 yield c, self._edit(block, c, site, places, width)
 
     def _edit(self, block: _Block, c: int, site: Site, places: Sequence[tuple[int, int]], width: int) -> Edit:
+        if self.plan.rule == "cut":
+            return cut_edit(block.plan.cells[c], site, places, width)
         chosen = block.plan.cells[c].positions
         positions = None if chosen is None else tuple(chosen[b] for _, b in places)
         value = None if self.plan.rule == "zero" else _value(block, c, site, [b for _, b in places], positions, width)
@@ -163,6 +164,13 @@ class _Sweep:
         peak = self.held + tokens.n_rows * self.row_bytes
         done = Work(layers * tokens.n_rows * tokens.width, float(flops), 1, tokens.n_rows, peak)
         self.work = self.work.plus(done)
+
+
+def _written_bytes(info: ModelInfo, plan: SweepPlan) -> int:
+    """Of one row of a pass: an edit's value and the changed activation are copies of each other."""
+    if plan.rule == "cut":
+        return cut_bytes(info, plan)
+    return 3 * max(site_bytes(info, cell.sites, plan.base.width) for cell in plan.cells)
 
 
 def _value(

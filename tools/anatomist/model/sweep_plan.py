@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-SweepRule = Literal["patch", "resample", "mean", "set", "add", "zero"]
+SweepRule = Literal["patch", "resample", "mean", "set", "add", "zero", "cut"]
 SweepProgress = Callable[[float, float, str], None]
 SWEEPABLE: frozenset[SiteKind] = frozenset(
     {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "neuron"}
 )
+CUTTABLE: frozenset[SiteKind] = frozenset({"scores", "pattern"})
+Keys = tuple[tuple[int, ...], ...]  # of each query of a row
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Cell:
 
     A site with an index is one head or neuron, without it all of them. `positions` holds for every base row the
     absolute positions edited there (usually one); None is every position of every row. `value_rows` names for every
-    base row its row of the plan's values where this cell writes values of its own (one feature of many, say).
+    base row its row of the plan's values where this cell writes values of its own (one feature of many, say). `keys`
+    makes a cell one of cut attention edges: for every base row and each of its positions, in their order, the key
+    positions that the query there may no longer read.
     """
 
     sites: tuple[Site, ...]
     positions: tuple[tuple[int, ...], ...] | None = None
     value_rows: tuple[int, ...] | None = None
+    keys: tuple[Keys, ...] | None = None
 
     def writes(self, lengths: Sequence[int]) -> int:
         """How many (row, position) places all its edits write together: what `fired` must say."""
@@ -73,6 +78,7 @@ class SweepPlan:
     | patch, resample, mean, set | the replacement |
     | add | the activation + factor * replacement |
     | zero | 0 |
+    | cut | at the `keys` of its queries: minus infinity in scores (the other keys share the weight), 0 in pattern |
 
     The replacement comes either from `source`, another run of the same lengths row by row (its own activation at the
     same place and position), or from `values`: for every whole site of the cells a tensor [R, T', *feature] with
@@ -136,7 +142,8 @@ def _some_rows(plan: SweepPlan, rows: Sequence[int]) -> SweepPlan:
 
 def _some_of_cell(cell: Cell, rows: Sequence[int]) -> Cell:
     positions = None if cell.positions is None else tuple(cell.positions[b] for b in rows)
-    return Cell(cell.sites, positions, None if cell.value_rows is None else tuple(cell.value_rows[b] for b in rows))
+    value_rows = None if cell.value_rows is None else tuple(cell.value_rows[b] for b in rows)
+    return Cell(cell.sites, positions, value_rows, None if cell.keys is None else tuple(cell.keys[b] for b in rows))
 
 
 @dataclass(frozen=True)
@@ -196,12 +203,12 @@ def check_plan(plan: SweepPlan, info: ModelInfo) -> SweepPlan:
     Raises:
         BadArguments: no cells or metrics, or a rule without its replacement.
         BadSite: a place the model does not have, or one that is not for sweeps.
-        BadPosition: outside the prompts.
+        BadPosition: outside the prompts, or a key that its query does not see.
         BadPrompts: base and source differ in shape.
     """
     if not plan.cells or not plan.metrics:
         raise BadArguments("a sweep needs at least one cell and one metric; give layers, heads or positions to sweep.")
-    if (plan.source is None) == (plan.values is None) and plan.rule != "zero":
+    if (plan.source is None) == (plan.values is None) and plan.rule not in ("zero", "cut"):
         raise BadArguments(f"rule {plan.rule!r} needs either a source run or values to write (one of them).")
     for cell in plan.cells:
         _check_cell(cell, plan, info.shape)
@@ -219,9 +226,10 @@ def check_plan(plan: SweepPlan, info: ModelInfo) -> SweepPlan:
 def _check_cell(cell: Cell, plan: SweepPlan, shape: Shape) -> None:
     if not cell.sites:
         raise BadArguments("a cell edits no place; give each at least one site.")
+    kinds, what = (CUTTABLE, "cut") if plan.rule == "cut" else (SWEEPABLE, "swept")
     for site in cell.sites:
-        if site.kind in WHOLE_MODEL or site.kind not in SWEEPABLE:
-            raise BadSite(f"{site} cannot be swept; the kinds that can are {', '.join(sorted(SWEEPABLE))}.")
+        if site.kind in WHOLE_MODEL or site.kind not in kinds:
+            raise BadSite(f"{site} cannot be {what}; the kinds that can are {', '.join(sorted(kinds))}.")
         check_site(site, shape)
         if plan.values is not None and site.whole not in plan.values:
             raise BadArguments(f"there are no values to write at {site.whole}; give one tensor for each site edited.")
@@ -231,6 +239,31 @@ def _check_cell(cell: Cell, plan: SweepPlan, shape: Shape) -> None:
         if len(cell.positions) != plan.base.n_rows:
             raise BadPosition(f"a cell has positions for {len(cell.positions)} rows, there are {plan.base.n_rows}.")
         _check_positions(plan.base, cell.positions)
+    _check_keys(cell, plan)
+
+
+def _check_keys(cell: Cell, plan: SweepPlan) -> None:
+    """Whether the edges of a cell can be cut; a model without its scores would take a softmax over nothing in silence.
+
+    Raises:
+        BadArguments: edges where none are cut or none where they are, or a query that keeps no key in its softmax.
+        BadPosition: a query named twice, without keys, or a key that it does not see.
+    """
+    if (cell.keys is not None) != (plan.rule == "cut"):
+        raise BadArguments("`keys` are the attention edges of cells of rule 'cut', and of no other; give both or none.")
+    if cell.keys is None:
+        return
+    if cell.positions is None or [len(at) for at in cell.positions] != [len(of) for of in cell.keys]:
+        raise BadArguments("a cell of rule 'cut' needs its queries as `positions`, and the keys of each of them.")
+    softmax = any(site.kind == "scores" for site in cell.sites)
+    for row, (queries, keys) in enumerate(zip(cell.positions, cell.keys, strict=True)):
+        if len(set(queries)) < len(queries):
+            raise BadPosition(f"queries {list(queries)} of prompt {row}: name each once, with all its keys.")
+        for q, of in zip(queries, keys, strict=True):
+            if not of or min(of) < 0 or max(of) > q:
+                raise BadPosition(f"position {q} of prompt {row} cannot be cut from {list(of)}: it sees keys 0 to {q}.")
+            if softmax and len(set(of)) > q:
+                raise BadArguments(f"position {q} of prompt {row} would keep no key to attend to; cut it in `pattern`.")
 
 
 def _check_positions(tokens: Tokens, positions: Sequence[Sequence[int]]) -> None:

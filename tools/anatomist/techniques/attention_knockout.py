@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from ..causal.attention_edges import How, attended, cut_values, left_on_cut, need_a_key, need_attention
+from ..causal.attention_edges import How, attended, left_on_cut, need_a_key, need_attention
 from ..causal.effects import MetricEffects, StandOut, in_words, metric_effects, stand_out, too_few
 from ..causal.grids import CellGrid
 from ..causal.knockout_cells import Plan, groups_of, rows_of
-from ..causal.measured import bound_metrics, encoded, failed, last_logits
+from ..causal.measured import SweepCost, bound_metrics, cost_of, encoded, failed
 from ..errors import BadArguments
 from ..figures import Figure, Heatmap
 from ..measures.metrics import UNITS
 from ..measures.statistics import Clusters
+from ..model.sweep_plan import Cell, SweepPlan
 from ..model.tokens import PositionSpec
 from ..prompts.encoding import EncodedPrompts
 from ..result import Frozen, Grid, Result, SelfTest
@@ -114,7 +115,7 @@ class KnockoutResult(Result):
     )
     tokens: tuple[str, ...] = Field(description="Tokens of the first prompt.")
     self_tests: tuple[SelfTest, ...] = Field(description="Checks made on this model and these prompts.")
-    passes: int = Field(description="Cuts times prompts that were computed, random ones included.")
+    cost: SweepCost = Field(description="How it was computed and what it cost, random edges included.")
 
 
 def run(context: Context, arguments: Arguments) -> KnockoutResult:
@@ -125,35 +126,39 @@ def run(context: Context, arguments: Arguments) -> KnockoutResult:
         BadArguments, BadSite, BadPosition: see `rows_of` and `groups_of`; a query that keeps no key.
         Unsupported: a backend that does not show attention.
     """
+    from ..model.sweep import sweep  # torch, only where a model is
+
     model, name, how = context.model, arguments.metric, arguments.how
     need_attention(model, how)
     prompts = encoded(context.prompts, model, arguments.bos, (name,), corrupted=False)
     plan = Plan(rows_of(arguments, model.info.shape), groups_of(arguments, prompts))
-    cuts = plan.cuts
-    if len(cuts) > MOST_CUTS:
+    if plan.n_cuts > MOST_CUTS:
         raise BadArguments(
-            f"{len(plan.cells)} cells with their random sets are {len(cuts)} cuts, at most {MOST_CUTS}: take a larger "
-            "stride, fewer sources or heads, or fewer `controls`."
+            f"{len(plan.chosen)} cells with their random sets are {plan.n_cuts} cuts, at most {MOST_CUTS}: take a "
+            "larger stride, fewer sources or heads, or fewer `controls`."
         )
+    cuts = plan.cuts(how)
     if how == "renormalise":
-        for cut, text in zip(cuts, plan.names, strict=False):
-            need_a_key(cut, model, text)
+        for cell, text in zip(cuts, plan.names, strict=False):
+            need_a_key(cell, model, text)
     tokens = prompts.clean
-    plain = last_logits(model, tokens)
-    (metric,) = bound_metrics((name,), prompts, model, tokens)
-    base = metric(plain).float().cpu()
-    values = cut_values(model, tokens, metric, cuts, how, plain, context.budget_bytes, context.progress)
-    context.keep("values", values, axes=("cut", "prompt"), unit=UNITS[name])
-    tests = _self_tests(context, arguments, prompts, plan, plain)
-    return _result(context, arguments, prompts, plan, base, values, tests)
+    cutting = SweepPlan(
+        base=tokens, cells=tuple(cuts), metrics=bound_metrics((name,), prompts, model, tokens), read_at=tokens.last,
+        rule="cut", seed=arguments.seed,
+    )  # fmt: skip
+    result = sweep(model, cutting, context.progress, context.budget_bytes)
+    context.keep("values", result.values[0], axes=("cut", "prompt"), unit=UNITS[name])
+    tests = (*_self_tests(context, arguments, prompts, cuts), *result.self_tests)
+    cost = cost_of(model, cutting, result)
+    return _result(context, arguments, prompts, plan, result.base_values[0], result.values[0], tests, cost)
 
 
 def _result(
     context: Context, arguments: Arguments, prompts: EncodedPrompts, plan: Plan, base: Tensor, values: Tensor,
-    tests: tuple[SelfTest, ...],
+    tests: tuple[SelfTest, ...], cost: SweepCost,
 ) -> KnockoutResult:  # fmt: skip
     unit, cells = UNITS[arguments.metric], plan.grid
-    n, plain, found = len(plan.cells), base.double().numpy(), values.double().numpy()
+    n, plain, found = len(plan.chosen), base.double().numpy(), values.double().numpy()
     clusters = Clusters(prompts.clusters, seed=arguments.seed)
     effects = metric_effects(cells, arguments.metric, unit, found[:n], plain, None, clusters)
     changes = (found[:n] - plain).T
@@ -186,7 +191,7 @@ def _result(
         no_more_than_random=same,
         tokens=prompts.clean.strings[0],
         self_tests=tests,
-        passes=len(plan.cuts) * prompts.n,
+        cost=cost,
     )  # fmt: skip
 
 
@@ -206,7 +211,7 @@ def _beside(
     """changes [B, cells]; random [sets of all cells, B], cell by cell."""
     import numpy as np
 
-    counts = [len(group.drawn.sets) for _, group in plan.cells]
+    counts = [len(group.drawn.sets) for _, group in plan.chosen]
     having = [c for c, count in enumerate(counts) if count]
     if not having:
         return Beside(None, None, None, None, frozenset())
@@ -244,12 +249,12 @@ def _attention(context: Context, prompts: EncodedPrompts, plan: Plan) -> Grid:
 
 
 def _self_tests(
-    context: Context, arguments: Arguments, prompts: EncodedPrompts, plan: Plan, like: Tensor
+    context: Context, arguments: Arguments, prompts: EncodedPrompts, cuts: Sequence[Cell]
 ) -> tuple[SelfTest, ...]:
     """The largest cut, read back: nothing is left on its edges; renormalised, the other weights sum to 1."""
-    largest = max(plan.cuts, key=lambda cut: len(cut.places) * sum(map(len, cut.edges)))
+    largest = max(cuts, key=lambda cell: len(cell.sites) * sum(len(of) for row in cell.keys or () for of in row))
     rows = range(min(FEW, prompts.n))
-    left, missing = left_on_cut(context.model, prompts.clean, largest, rows, arguments.how, like)
+    left, missing = left_on_cut(context.model, prompts.clean, largest, rows)
     tests = [SelfTest(
         name=f"attention left on cut edges ({len(rows)} prompts)", expected=0, found=left, tolerance=1e-6,
         passed=left <= 1e-6,

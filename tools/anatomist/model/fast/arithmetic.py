@@ -5,7 +5,7 @@ N tokens, H query heads, K key-value heads, G = H / K, h head width, F MLP width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..backends.blocks import Block, LeafNorm, Window
 
+Entries = tuple[Int[Tensor, "_"], Int[Tensor, "_"] | slice, Int[Tensor, "_"], Int[Tensor, "_"]]  # run, head, query, key
 Rotation = tuple[Float[Tensor, "T r"], Float[Tensor, "T r"]]  # cos and sin of every position
 
 
@@ -69,8 +70,13 @@ def attend(
     k: Float[Tensor, "n S K h"],
     v: Float[Tensor, "n S K h"],
     mask: Float[Tensor, "t S"],
+    cut_scores: Sequence[Entries] = (),
+    cut_pattern: Sequence[Entries] = (),
 ) -> Float[Tensor, "n t H h"]:
-    """Mixed values of n runs that each have keys and values of their own; softmax in float32 or wider."""
+    """Mixed values of n runs that each have keys and values of their own; softmax in float32 or wider.
+
+    Cut entries are minus infinity in the scores, 0 in the pattern.
+    """
     n, t, heads, h = q.shape
     width, kv = k.shape[1:3]
     group = heads // kv
@@ -80,9 +86,17 @@ def attend(
     scores = torch.bmm(queries, keys).view(n * kv, group, t, width).mul_(block.scaling)
     if block.score_cap is not None:
         scores = scores.div_(block.score_cap).tanh_().mul_(block.score_cap)
-    pattern = softmax(scores.add_(mask))
+    scores.add_(mask)
+    _fill(scores.view(n, heads, t, width), cut_scores, float("-inf"))
+    pattern = softmax(scores)
+    _fill(pattern.view(n, heads, t, width), cut_pattern, 0.0)
     mixed = torch.bmm(pattern.view(n * kv, group * t, width), values)
     return mixed.view(n, kv, group, t, h).permute(0, 3, 1, 2, 4).reshape(n, t, heads, h)
+
+
+def _fill(x: Float[Tensor, "n H t S"], entries: Sequence[Entries], value: float) -> None:
+    for at in entries:
+        x[at] = value
 
 
 def softmax(scores: Float[Tensor, "*rest S"]) -> Float[Tensor, "*rest S"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,6 +24,7 @@ MANY_TOKENS = 131_072  # on an accelerator, whose memory has no such knee
 ATTENTION_SHARE = LOGIT_SHARE = 8  # one part in so many of the budget is for a piece of attention, and of unembedding
 ENOUGH_ATTENTION = 64 * 2**20
 MANY_RESULTS = 512
+EDGE_BYTES = 12 * 8  # of one edge: a dozen numbers say where it is, while they are sorted
 
 
 class Budget(NamedTuple):
@@ -55,12 +57,21 @@ def budget_of(anatomy: Anatomy, plan: SweepPlan, budget_bytes: int) -> Budget:
     fixed, result = logit_bytes(anatomy, plan)
     rows = max(1, min(MANY_RESULTS, (budget_bytes // LOGIT_SHARE - fixed) // result))
     logits = fixed + rows * result
-    each = token_bytes(anatomy)
+    each = token_bytes(anatomy) + edge_bytes(plan)
     runs = width * (1 if plan.source is None else 2)
     enough = min(ENOUGH_TOKENS, int(ENOUGH_FLOPS // token_flops(anatomy)))
     most = max(enough, ENOUGH_RUNS * runs) if anatomy.reference.is_cpu else MANY_TOKENS
     tokens = min(most, (budget_bytes - attention - logits) // each)
     return Budget(tokens, each, attention, logits, rows)
+
+
+def edge_bytes(plan: SweepPlan) -> int:
+    """Bytes of the places of the attention edges of one query that are cut in a layer, at the most."""
+    if plan.rule != "cut":
+        return 0
+    sites = max(max(Counter(site.layer for site in cell.sites).values()) for cell in plan.cells)
+    keys = max(len(of) for cell in plan.cells for row in cell.keys or () for of in row)
+    return EDGE_BYTES * sites * keys
 
 
 def token_flops(anatomy: Anatomy) -> int:

@@ -31,10 +31,12 @@ class Stage(IntEnum):
 
 
 STAGES: dict[SiteKind, Stage] = {
-    "resid_pre": Stage.PRE, "q": Stage.QKV, "k": Stage.QKV, "v": Stage.QKV, "head": Stage.HEAD,
-    "attn_out": Stage.ATTN_OUT, "resid_mid": Stage.MID, "neuron": Stage.NEURON, "mlp_out": Stage.MLP_OUT,
+    "resid_pre": Stage.PRE, "q": Stage.QKV, "k": Stage.QKV, "v": Stage.QKV, "scores": Stage.QKV, "pattern": Stage.QKV,
+    "head": Stage.HEAD, "attn_out": Stage.ATTN_OUT, "resid_mid": Stage.MID, "neuron": Stage.NEURON, "mlp_out": Stage.MLP_OUT,
     "resid_post": Stage.POST,
 }  # fmt: skip
+
+QUERIES: frozenset[SiteKind] = frozenset({"q", "scores", "pattern"})  # of the query's position alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Item:
     layer: int
     stage: Stage
     spreads: bool  # at once changes every position from the first on: it acts before or within attention
+    keys: tuple[tuple[int, ...], ...] | None = None  # of each position, where attention edges are cut
 
     @property
     def first(self) -> int:
@@ -91,7 +94,11 @@ def _item(index: int, cell: Cell, row: int, first: int, last: int, n_layers: int
     layer, stage = min((site.layer or 0, STAGES[site.kind]) for site in cell.sites)
     within = {site.kind for site in cell.sites if site.layer == layer and STAGES[site.kind] is stage}
     spreads = stage is Stage.PRE or bool(within & {"k", "v"})
-    return Item(index, row, cell.sites, positions, last, layer, stage, spreads)
+    keys = None
+    if cell.positions is not None and cell.keys is not None:
+        of = dict(zip(cell.positions[row], cell.keys[row], strict=True))
+        keys = tuple(of[p] for p in positions)
+    return Item(index, row, cell.sites, positions, last, layer, stage, spreads, keys)
 
 
 def needed(item: Item, n_layers: int) -> int:
@@ -101,5 +108,5 @@ def needed(item: Item, n_layers: int) -> int:
 
 
 def _only_read_position_matters(site: Site, n_layers: int) -> bool:
-    behind = STAGES[site.kind] >= Stage.HEAD or site.kind == "q"
+    behind = STAGES[site.kind] >= Stage.HEAD or site.kind in QUERIES
     return behind and site.layer == n_layers - 1

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sites import Site, SiteKind
+from ..sweep_plan import CUTTABLE
+from .cuts import Cut, Edges
 from .items import STAGES, Item, Stage
-
-Slots = NDArray[np.int64]
+from .slots import Slots, begins, spread
 
 
 class Group(NamedTuple):
@@ -59,6 +60,7 @@ class Step:
     new_keys: Slots | None = None  # base slots whose keys and values the entering items take over
     enter: dict[Stage, Slots] = field(default_factory=dict)  # query slots of the base run, taken over at a stage
     writes: dict[SiteKind, list[Write]] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
 
 
 class Segments(NamedTuple):
@@ -107,6 +109,7 @@ class Schedule:
         self.order = np.lexsort(keys)  # alike segments side by side, by first position
         self.source_of = {row: self.n_base + i for i, row in enumerate(self.sourced)}
         self.edits = self._edits()
+        self.edges = Edges(chunk.items)
         self.entering: dict[int, list[int]] = defaultdict(list)
         for i, item in enumerate(chunk.items):
             if item.stage is not Stage.PRE:
@@ -132,11 +135,11 @@ class Schedule:
     def embedded(self) -> tuple[Slots, Slots, NDArray[np.bool_]]:
         """Row (within the chunk), position and whether of the source run, for every token that is embedded."""
         n = self.first_item
-        which, offset = _spread(self.length[:n])
+        which, offset = spread(self.length[:n])
         return self.segments.row[which], self.segments.first[which] + offset, which >= self.n_base
 
     def __iter__(self) -> Iterator[Step]:
-        before = _starts(self.length[: self.first_item], len(self.length))
+        before = begins(self.length[: self.first_item], len(self.length))
         patches: list[tuple[int, Slots]] = []  # (segment, slots of its edited positions) that entered in part
         for layer in range(self.n_layers):
             step, before, patches = self._step(layer, before, patches)
@@ -147,10 +150,10 @@ class Schedule:
     ) -> tuple[Step, Slots, list[tuple[int, Slots]]]:
         """The step of a layer; `before`: slot of each segment's first token at the end of the layer before, or -1."""
         active = self.order[self.segments.joins[self.order] <= layer]
-        which, offset = _spread(self.length[active])
+        which, offset = spread(self.length[active])
         seg = active[which]
         starts = np.full(len(self.length), -1, np.int64)
-        starts[active] = _starts(self.length[active], len(active))
+        starts[active] = begins(self.length[active], len(active))
         origin = np.where(before >= 0, before, before[self.segments.row] + self.segments.first)
         gather = origin[seg] + offset
         for i, slots in patches:
@@ -230,10 +233,10 @@ class _Builder:
             return
         s, n = self.s, self.s.first_item
         chosen = np.array(sorted((n + i for i in items), key=lambda g: (s.segments.first[g], s.segments.last[g])))
-        which, offset = _spread(s.length[chosen])
+        which, offset = spread(s.length[chosen])
         base_keys = self.keys[s.segments.row[chosen]] + s.segments.first[chosen]
         self.step.new_keys = base_keys[which] + offset
-        self.keys[chosen] = self.n_keys + _starts(s.length[chosen], len(chosen))
+        self.keys[chosen] = self.n_keys + begins(s.length[chosen], len(chosen))
         self.n_keys += len(which)
         if self.last:
             chosen = chosen[np.argsort(s.segments.last[chosen], kind="stable")]
@@ -242,7 +245,7 @@ class _Builder:
             self._take(Stage.QKV, self.queries[s.segments.row[chosen]])
         else:
             self._group(chosen, s.segments.first[chosen], s.length[chosen], self.n_queries)
-            self.queries[chosen] = self.whole[chosen] = self.n_queries + _starts(s.length[chosen], len(chosen))
+            self.queries[chosen] = self.whole[chosen] = self.n_queries + begins(s.length[chosen], len(chosen))
             self._take(Stage.QKV, base_keys[which] + offset)
 
     def _enter_queries(self, items: list[int]) -> None:
@@ -288,14 +291,25 @@ class _Builder:
             self.parts.append((segment, slots))
 
     def edits(self) -> None:
-        """What is written at this layer, kind by kind: whole places first, then single heads or neurons."""
+        """What is written or cut at this layer, kind by kind: whole places first, then single heads or neurons."""
         for kind in STAGES:
             found = self.s.edits.get((self.layer, kind), [])
             for single in (False, True):
                 chosen = [(i, site) for i, site in found if (site.index is not None) is single]
-                write = self._write(kind, chosen)
-                if write is not None:
+                if chosen and kind in CUTTABLE:
+                    self._cut(kind, chosen)
+                elif (write := self._write(kind, chosen)) is not None:
                     self.step.writes.setdefault(kind, []).append(write)
+
+    def _cut(self, kind: SiteKind, chosen: Sequence[tuple[int, Site]]) -> None:
+        s, n = self.s, self.s.first_item
+        if self.last:
+            slots = s.edges.ends(self.ends[n:], s.segments.last[n:])
+        else:
+            parts = {segment - n: at for segment, at in self.part_of.items()}
+            slots = s.edges.slots(self.queries[n:], s.segments.first[n:], parts)
+        if (cut := s.edges.cut(kind, chosen, slots)) is not None:
+            self.step.cuts.append(cut)
 
     def _write(self, kind: SiteKind, chosen: Sequence[tuple[int, Site]]) -> Write | None:
         of_keys = kind in ("resid_pre", "k", "v")
@@ -334,16 +348,3 @@ class _Builder:
         run = np.array([self.s.source_of.get(i, i) for i in range(self.s.n_base)])[rows]
         run = np.where(positions >= self.s.segments.first[run], run, rows)
         return slots[run] + (0 if self.last and not of_keys else positions - self.s.segments.first[run])
-
-
-def _starts(lengths: Slots, size: int) -> Slots:
-    """Where each of consecutive runs begins; -1 beyond them up to `size`."""
-    starts = np.full(size, -1, np.int64)
-    starts[: len(lengths)] = np.cumsum(lengths) - lengths
-    return starts
-
-
-def _spread(lengths: Slots) -> tuple[Slots, Slots]:
-    """For every token of consecutive runs: which run it is of, and how far into it."""
-    which = np.repeat(np.arange(len(lengths)), lengths)
-    return which, np.arange(len(which)) - (np.cumsum(lengths) - lengths)[which]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..backends.blocks import Anatomy, Block
 from ..sites import Site, SiteKind
-from ..sweep_plan import SweepPlan
-from .arithmetic import Masks, append, attend, hidden, project, rotate
+from ..sweep_plan import CUTTABLE, SweepPlan
+from .arithmetic import Entries, Masks, append, attend, hidden, project, rotate
+from .cuts import Cut
 from .items import Stage
-from .schedule import Group, Schedule, Slots, Step, Write
+from .schedule import Schedule, Step, Write
+from .slots import Slots
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Walk:
         """One layer; tokens that enter within it are appended at their stage."""
         self._write(step, "resid_pre", layer, x)
         x, q, k, v = self._queries_keys_values(layer, block, step, x)
-        z = self._attention(block, step.groups, q, k, v)
+        z = self._attention(block, step, q, k, v)
         del q, k, v
         x, z = self._enter(step, Stage.HEAD, x, z)
         self._write(step, "head", layer, z)
@@ -118,10 +120,10 @@ class Walk:
         self._write(step, "v", layer, v)
         return x, q, k, v
 
-    def _attention(self, block: Block, groups: list[Group], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attention(self, block: Block, step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """z of every query, [M, H, h], group by group, in pieces whose keys and scores fit."""
         z = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for group in groups:
+        for group in step.groups:
             width = group.first + group.length
             mask = self.masks(group.first, group.length, block.window)
             keys = self._slots(group.keys)
@@ -131,10 +133,22 @@ class Walk:
                 at = slice(group.start + part.start * group.length, group.start + part.stop * group.length)
                 chosen = keys[part.start : part.stop].flatten()
                 own_k, own_v = (t.index_select(0, chosen).view(n, width, *t.shape[1:]) for t in (k, v))
-                mixed = attend(block, q[at].view(n, group.length, *q.shape[1:]), own_k, own_v, mask)
+                cuts = {kind: list(self._cuts(step.cuts, kind, at, group.length)) for kind in CUTTABLE}
+                queries = q[at].view(n, group.length, *q.shape[1:])
+                mixed = attend(block, queries, own_k, own_v, mask, cuts["scores"], cuts["pattern"])
                 z[at] = mixed.flatten(0, 1)
             self.cost.flops += 4.0 * group.n * group.length * width * q.shape[1] * q.shape[2]
         return z
+
+    def _cuts(self, cuts: Sequence[Cut], kind: SiteKind, at: slice, length: int) -> Iterator[Entries]:
+        """Where edges are cut in the scores or pattern [n, H, t, S] of the runs of `length` queries in slots `at`."""
+        for cut in cuts:
+            if cut.kind != kind or (part := cut.within(at.start, at.stop)) is None:
+                continue
+            np.add.at(self.fired, part.cells[part.cells >= 0], 1)
+            run, query = (self._slots(i) for i in np.divmod(part.queries - at.start, length))
+            heads = slice(None) if part.heads is None else self._slots(part.heads)
+            yield run, heads, query, self._slots(part.keys)
 
     def _linear(self, affine: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = affine(x)
