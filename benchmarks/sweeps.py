@@ -41,6 +41,7 @@ WHOLE = [
     Case("head", 14, 32),
     Case("head x position", 14, 1, (OURS,)),
     Case("neuron", 14, 1, (OURS,)),
+    Case("knockout", 14, 8, (OURS,)),
 ]
 SAMPLED = [
     Case("residual", length, prompts)
@@ -48,7 +49,7 @@ SAMPLED = [
     for prompts in (1, 8, 32)
     if (length, prompts) not in ((14, 1), (14, 32))
 ]
-GRIDS: tuple[Grid, ...] = ("residual", "head", "head x position", "neuron")
+GRIDS: tuple[Grid, ...] = ("residual", "head", "head x position", "neuron", "knockout")
 FULL = [Case(grid, 14, prompts, ALL, tuple((way, 3) for way in ALL)) for grid in GRIDS[:2] for prompts in (1, 32)] + [
     Case(grid, length, prompts)
     for grid in GRIDS

@@ -17,25 +17,28 @@ from anatomist.model.tokens import Tokens
 from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
-Grid = Literal["residual", "head", "head x position", "neuron"]
+Grid = Literal["residual", "head", "head x position", "neuron", "knockout"]
 NAMES = (
     "Mary", "John", "Anna", "Paul", "Tom", "Sarah", "Kate", "James", "Robert", "David", "Michael", "Peter", "Alice",
     "Mark", "Laura", "Emma", "Daniel", "Simon",
 )  # fmt: skip
 IOI = "When {a} and {b} went to the shops, {c} gave the bag to"
 NEURONS = 64  # of each of three layers
+WINDOW = 6  # layers in which an edge is cut
+SOURCES = {"first name": 13, "second name": 11, "its repetition": 5, "last but one": 2}  # tokens from the end
+RULES: dict[Grid, Literal["zero", "cut"]] = {"neuron": "zero", "knockout": "cut"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A grid of cells on prompts. `patch` writes the source run's activations, `zero` writes zeros."""
+    """A grid of cells on prompts. `patch` writes the source run's activations, `zero` zeros, `cut` cuts edges."""
 
     grid: Grid
     base: tuple[Ids, ...]
     source: tuple[Ids, ...]
     answers: tuple[int, ...]
     wrongs: tuple[int, ...]
-    rule: Literal["patch", "zero"]
+    rule: Literal["patch", "zero", "cut"]
     cells: tuple[Cell, ...]
     whole: int  # cells of the whole grid, of which `cells` may be a sample
 
@@ -57,11 +60,11 @@ class Task:
     def plan(self, *, share_prefix: bool) -> SweepPlan:
         """The same sweep for our engine. Rule 'resample' writes what 'patch' does and leaves no prefix out."""
         base = _tokens(self.base)
-        rule = "zero" if self.rule == "zero" else "patch" if share_prefix else "resample"
+        rule = self.rule if self.rule != "patch" else "patch" if share_prefix else "resample"
         metric = Metric("logit_diff", [(a,) for a in self.answers], [(w,) for w in self.wrongs])
         return SweepPlan(
-            base=base, source=None if rule == "zero" else _tokens(self.source), cells=self.cells, metrics=(metric,),
-            read_at=base.last, rule=rule,
+            base=base, source=_tokens(self.source) if self.rule == "patch" else None, cells=self.cells,
+            metrics=(metric,), read_at=base.last, rule=rule,
         )  # fmt: skip
 
 
@@ -73,7 +76,7 @@ def make_task(grid: Grid, length: int, n_prompts: int, anatomy: Anatomy, tokeniz
     cells = tuple(_cells(grid, length, n_prompts, anatomy))
     return Task(
         grid, base, source, tuple(a for a, _ in names), tuple(b for _, b in names),
-        "zero" if grid == "neuron" else "patch", cells, len(cells),
+        RULES.get(grid, "patch"), cells, len(cells),
     )  # fmt: skip
 
 
@@ -126,6 +129,10 @@ def _cells(grid: Grid, length: int, n: int, anatomy: Anatomy) -> list[Cell]:
     if grid == "head x position":
         pairs = itertools.product(layers, heads, range(length))
         return [Cell((Site("head", i, h),), at(p)) for i, h, p in pairs]
+    if grid == "knockout":
+        windows = [tuple(Site("scores", i) for i in layers[start : start + WINDOW]) for start in layers]
+        pairs = itertools.product(windows, SOURCES.values())
+        return [Cell(sites, at(length - 1), keys=(((length - back,),),) * n) for sites, back in pairs]
     three = (0, len(layers) // 2, len(layers) - 2)
     return [Cell((Site("neuron", i, f),)) for i, f in itertools.product(three, range(NEURONS))]
 

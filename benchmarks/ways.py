@@ -59,6 +59,13 @@ def _position(cell: Cell) -> int | None:
     return None if cell.positions is None else cell.positions[0][0]
 
 
+def edges(cell: Cell) -> tuple[int, tuple[int, ...]]:
+    """The query of a cell of cut edges and its keys, the same in every prompt."""
+    assert cell.positions is not None
+    assert cell.keys is not None
+    return cell.positions[0][0], cell.keys[0][0]
+
+
 class Ours:
     """anatomist: `sweep`, through the local backend."""
 
@@ -127,16 +134,32 @@ class Bare:
         return torch.stack([self._cell(task, cell) for cell in cells])
 
     def _cell(self, task: Task, cell: Cell) -> Tensor:
+        handles = self._cuts(cell) if task.rule == "cut" else [self._edit(task, cell)]
+        logits = self.model(torch.tensor(task.base), use_cache=False).logits[:, -1]
+        for handle in handles:
+            handle.remove()
+        return difference(task, logits)
+
+    def _edit(self, task: Task, cell: Cell) -> Any:
         site, at = cell.sites[0], written(cell.sites[0], _position(cell))
         new = self.source[site.whole][at] if task.rule == "patch" else 0.0
 
         def change(x: Tensor) -> None:
             x[at] = new
 
-        handle = self._hook(site, change)
-        logits = self.model(torch.tensor(task.base), use_cache=False).logits[:, -1]
-        handle.remove()
-        return difference(task, logits)
+        return self._hook(site, change)
+
+    def _cuts(self, cell: Cell) -> list[Any]:
+        """Eager attention adds its mask to the scores: the edges are cut there."""
+        query, keys = edges(cell)
+
+        def pre(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            mask = named["attention_mask"].clone()
+            mask[:, :, query, list(keys)] = float("-inf")
+            return args, {**named, "attention_mask": mask}
+
+        layers = [self.model.model.layers[site.layer or 0] for site in cell.sites]
+        return [layer.self_attn.register_forward_pre_hook(pre, with_kwargs=True) for layer in layers]
 
     def _hook(self, site: Site, change: Callable[[Tensor], None]) -> Any:
         layer = self.model.model.layers[site.layer or 0]
@@ -165,6 +188,7 @@ class Bridge:
     name, at_once = "TransformerLens bridge", False
     HOOKS: ClassVar = {
         "resid_pre": "blocks.{}.hook_resid_pre", "head": "blocks.{}.attn.hook_z", "neuron": "blocks.{}.mlp.hook_post",
+        "scores": "blocks.{}.attn.hook_attn_scores",
     }  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
@@ -186,6 +210,8 @@ class Bridge:
         return torch.stack([self._cell(task, cell) for cell in cells])
 
     def _cell(self, task: Task, cell: Cell) -> Tensor:
+        if task.rule == "cut":
+            return self._cut(task, cell)
         site, at = cell.sites[0], written(cell.sites[0], _position(cell))
         name = self._hook(site)
 
@@ -195,6 +221,16 @@ class Bridge:
 
         logits = self.model.run_with_hooks(torch.tensor(task.base), fwd_hooks=[(name, patch)])
         return difference(task, logits[:, -1])
+
+    def _cut(self, task: Task, cell: Cell) -> Tensor:
+        query, keys = edges(cell)
+
+        def cut(x: Tensor, hook: Any) -> Tensor:
+            x[:, :, query, list(keys)] = float("-inf")
+            return x
+
+        hooks: list[Any] = [(self._hook(site), cut) for site in cell.sites]
+        return difference(task, self.model.run_with_hooks(torch.tensor(task.base), fwd_hooks=hooks)[:, -1])
 
     def _by_head(self, site: Site, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)) if site.kind == "head" and x.ndim == 3 else x
@@ -237,6 +273,8 @@ class Nnterp:
         return torch.stack([self._cell(task, cell) for cell in cells])
 
     def _cell(self, task: Task, cell: Cell) -> Tensor:
+        if task.rule == "cut":
+            return self._cut(task, cell)
         site, at = cell.sites[0], written(cell.sites[0], _position(cell))
         envoy, found = self._envoy(site), []
         new = self.source[site.whole][at] if task.rule == "patch" else 0.0
@@ -244,6 +282,19 @@ class Nnterp:
             x = envoy.input.clone()
             self._by_head(site, x)[at] = new
             envoy.input = x
+            found.append(self.model.output.logits[:, -1])
+        return difference(task, found[0])
+
+    def _cut(self, task: Task, cell: Cell) -> Tensor:
+        """In the mask that eager attention adds to the scores."""
+        (query, keys), found = edges(cell), []
+        with self.model.trace({"input_ids": torch.tensor(task.base)}, use_cache=False):
+            for site in cell.sites:
+                attention = self.model.layers[site.layer].self_attn
+                args, named = attention.inputs
+                mask = named["attention_mask"].clone()
+                mask[:, :, query, list(keys)] = float("-inf")
+                attention.inputs = args, {**named, "attention_mask": mask}
             found.append(self.model.output.logits[:, -1])
         return difference(task, found[0])
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from anatomist.catalog import Catalog
+from anatomist.causal.knockout_cells import rows_of
 from anatomist.estimate import formulas as f
 from anatomist.estimate.calibration import Rate
 from anatomist.estimate.cost import Cost
 from anatomist.estimate.extent import Extent
+from anatomist.estimate.knockout import first_layers
 from anatomist.estimate.sizes import Sizes
 from anatomist.estimate.techniques import cost_of_technique
 from anatomist.model.loading import wrap_model
@@ -90,6 +92,10 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "erase, no task": (
         "erase_concept", {"positive": ids(60, 1), "negative": ids(60, 2), "layers": [2, 5], "no_prompts": True}
     ),
+    "cut edges of the last token": ("attention_knockout", {"sources": [2, 5], "window": 2, "stride": 1}),
+    "cut edges of an earlier token": ("attention_knockout", {"queries": [4], "sources": [1, 2], "window": 1}),
+    "cut edges head by head": ("attention_knockout", {"sources": [[2, 3], 5], "by": "head", "layers": [1, 4]}),
+    "cut edges, every logit": ("attention_knockout", {"sources": [5], "how": "zero", "metric": "prob"}),
 }  # fmt: skip
 
 
@@ -140,3 +146,40 @@ def test_erasing_reads_every_text_up_to_every_layer() -> None:
     texts = 32 * f.block_flops(SMOL, 14)
     assert all_layers.flops - one.flops == pytest.approx(texts * (465 - 30), rel=0.15)
     assert "22 passes of the task" in one.basis
+
+
+@pytest.mark.hand_worked
+def test_cutting_edges_computes_the_cut_query_and_what_follows_it() -> None:
+    """Windows of 10 layers: rows from layers 0, 10 and 20, and one of all. A cut query enters its first layer behind
+    the projections (2 x 576 x 64 x 15 operations less than a block's) and is followed by 29 + 19 + 9 + 29 = 86 layers.
+    The last token is one token there; from position 4 on there are ten, of the last layer keys and values but for the
+    token that is read."""
+    given = {"sources": ["IO"], "controls": 0, "window": 10}
+    token, keys, a_pass = f.block_flops(SMOL, 14) / 14, 4 * 576 * 192, f.forward_flops(SMOL, 1, 14, logits_per_row=1)
+    runs = (16 + 4 * 5) * a_pass  # intact, with attention read; of four prompts three cells, the intact run, the read
+    enter = token - 2 * 576 * 64 * 15
+    one, four = (cost_of("attention_knockout", **given, queries=[q]) for q in ("last", 4))
+    assert one.flops == pytest.approx(runs + 8 * (4 * enter + 86 * token + 4 * keys), rel=1e-6)
+    assert four.flops == pytest.approx(runs + 8 * (4 * enter + 82 * 10 * token + 4 * (10 * keys + token)), rel=1e-6)
+    assert cost_of("attention_knockout", **given, queries=["END"]).flops == one.flops
+    assert cost_of("attention_knockout", **given, queries=["IO"]).flops > one.flops
+    six = cost_of("attention_knockout", **{**given, "controls": 5})
+    assert six.flops - runs == pytest.approx(6 * (one.flops - runs), rel=1e-6)
+    heads = cost_of("attention_knockout", sources=["IO"], controls=0, by="head", layers=[20, 29])
+    assert heads.flops == pytest.approx(runs + 8 * 9 * (2 * enter + 9 * token + keys), rel=1e-6)
+
+
+@pytest.mark.hand_worked
+@pytest.mark.parametrize(
+    "given",
+    [
+        {}, {"window": 2, "stride": 1}, {"window": 4, "stride": 3}, {"layers": [1, 2, 5]}, {"window": 6},
+        {"by": "head"}, {"by": "head", "heads": ["L3H1", "L0H2"]}, {"heads": ["L3H1", "L3H0", "L4H2"], "window": 1},
+    ],
+)  # fmt: skip
+def test_the_rows_that_are_told_are_those_that_are_cut(model: Model, given: dict[str, Any]) -> None:
+    entry = Catalog().find("attention_knockout")
+    arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", **given})
+    told = {name: getattr(arguments, name) for name in type(arguments).model_fields}
+    cut = [row.places[0][0] for row in rows_of(arguments, model.info.shape)]  # type: ignore[arg-type]
+    assert sorted(first_layers(told, Sizes.of_info(model.info))) == sorted(cut)

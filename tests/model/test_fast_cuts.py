@@ -1,4 +1,4 @@
-"""Cut attention edges in a sweep: against bare torch, against whole passes, hand-worked work, and what must be refused."""
+"""Cut attention edges in a sweep: against bare torch and whole passes, hand-worked work, what must be refused."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_sweep_of_cuts_goes_the_fast_way_and_equals_whole_passes(family: str, 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_half_precision_differs_from_bare_torch_by_rounding_alone(family: str) -> None:
-    half = anatomy_of(ALL[family]().to(torch.bfloat16))
+    half = anatomy_of(ALL[family]().to(torch.bfloat16))  # type: ignore[arg-type]
     sweeping = cutting(grid("scores") + grid("pattern"))
     found = FastEngine(half).measure(sweeping, lambda *_: None, PLENTY)
     plain, single = bare_hooks.measure(half, sweeping), bare_hooks.measure(anatomy(family), sweeping)
@@ -190,12 +190,12 @@ S1 = (Site("scores", 1),)
         (Cell(S1, ((2,), (1,)), keys=(((),), ((0,),))), {}, BadPosition, "cannot be cut from"),
         (Cell(S1, ((2, 2), (1,)), keys=(((0,), (1,)), ((0,),))), {}, BadPosition, "name each once"),
         (Cell(S1, ((2,), (9,)), keys=(((0,),), ((0,),))), {}, BadPosition, "outside prompt 1"),
-        (Cell(S1, ((2,), (1,)), keys=(((0,),), ((1, 0),))), {}, BadArguments, "position 1 of prompt 1 would keep no key"),
+        (Cell(S1, ((2,), (1,)), keys=(((0,),), ((1, 0),))), {}, BadArguments, "position 1 .* keep no key"),
         (Cell(S1, ((2,), (1,)), keys=(((0,), (1,)), ((0,),))), {}, BadArguments, "keys of each of them"),
         (Cell(S1, None, keys=(((0,),), ((0,),))), {}, BadArguments, "needs its queries"),
         (Cell(S1, ((2,), (1,))), {}, BadArguments, "and of no other"),
         (Cell((Site("head", 1),), ((2,), (1,)), keys=(((0,),), ((0,),))), {"rule": "zero"}, BadArguments, "no other"),
-        (Cell((Site("head", 1),), ((2,), (1,)), keys=(((0,),), ((0,),))), {}, BadSite, "cannot be cut.*pattern, scores"),
+        (Cell((Site("head", 1),), ((2,), (1,)), keys=(((0,),), ((0,),))), {}, BadSite, "cut.* pattern, scores"),
         (Cell((Site("scores", 1, 4),), ((2,), (1,)), keys=(((0,),), ((0,),))), {}, BadSite, "runs from 0 to 3"),
         (Cell(S1, ((2,), (1,)), keys=(((0,),), ((0,),))), {"rule": "zero"}, BadSite, "cannot be swept"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..prompts.templates import END
 from . import formulas as f
 from .calibration import Rate
 from .cost import Cost, Part, cost
@@ -25,9 +26,9 @@ def steering_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     strengths, controls = len(items_of(given.get("strengths"))), number_of(given, "controls", 0)
     conditions = strengths * (2 + len(items_of(given.get("beside"))) + controls)
     cells = conditions * len(starts)
-    live = _live(given.get("positions"), on.width)
+    live = live_tokens(given.get("positions"), on.width)
     late = int(given.get("site") == "resid_post")
-    a_cell = [_after(s, start + late, live, on.width) for start in starts]
+    a_cell = [after(s, start + late, live, on.width) for start in starts]
     logits = f.unembed_flops(s) if needs_every_logit(given) else 0
     a_row = f.forward_flops(s, 1, on.width, logits_per_row=1)
     checked = min(SPOT_ROWS, on.rows)  # of each sweep, the one that adds nothing included, a few cells as whole passes
@@ -52,7 +53,7 @@ def steering_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     return cost(parts, flops, passes, s, rate, basis, rows=on.rows, budget=on.budget)
 
 
-def _after(s: Sizes, start: int, live: float, width: int) -> float:
+def after(s: Sizes, start: int, live: float, width: int) -> float:
     """One row's tokens from a layer on; of the last layer keys and values alone, but for the token that is read."""
     if start >= s.layers:
         return 0.0
@@ -61,12 +62,12 @@ def _after(s: Sizes, start: int, live: float, width: int) -> float:
     return (s.layers - start - 1) * live * a_token + live * keys + a_token
 
 
-def _live(positions: object, width: int) -> float:
+def live_tokens(positions: object, width: int) -> float:
     """Tokens from the first that is edited on; half of them where a role or a text says which."""
     if positions == "all":
         return width
     firsts = [
-        1 if p == "last" else width - p if isinstance(p, int) and p >= 0 else -p if isinstance(p, int) else width / 2
+        (width - p if p >= 0 else -p) if isinstance(p, int) else 1 if p in ("last", END) else width / 2
         for p in items_of(positions)
     ]
     return min(width, max(firsts, default=width))

@@ -21,9 +21,9 @@ from .calibration import Rate
 from .cost import Cost, Part, cost
 from .edited import erasure_cost, steering_cost, weight_edit_cost
 from .extent import Cells, Extent, Given, items_of, names_of, needs_every_logit, number_of, passing, widths_of
+from .knockout import knockout_cost
 from .sizes import Sizes
 
-USUAL_SOURCES = 5  # roles of a prompt and the rest, where none are named
 ROWS_A_CHUNK = 64  # cells that read the weights together
 
 
@@ -57,7 +57,7 @@ def cost_of_technique(module: ModuleType, arguments: Frozen, sizes: Sizes, on: E
     if {"dimension", "subspace"} <= given.keys():
         return search_cost(given, sizes, on, rate)
     if {"queries", "sources"} <= given.keys():
-        return sweep_cost(knockout_cells(given, sizes, on), sizes, on, rate)
+        return knockout_cost(given, sizes, on, rate)
     if "receivers" in given:
         return sweep_cost(path_cells(given, sizes, on), sizes, on, rate)
     if "grid" in given or "ablation" in given:
@@ -233,18 +233,6 @@ def path_cells(given: Given, s: Sizes, on: Extent) -> Cells:
     ends = len(names_of(given.get("receivers"))) + bool(given.get("together"))
     n = senders * ends
     return Cells(n, n * s.layers / 2 * (on.width - on.shared), n * needs_every_logit(given))
-
-
-def knockout_cells(given: Given, s: Sizes, on: Extent) -> Cells:
-    """Rows by sources, each with its random sets: whole passes, for any layer may be cut."""
-    heads, layers = names_of(given.get("heads")), len(names_of(given.get("layers"))) or s.layers
-    if given.get("by") == "head":
-        rows = len(heads) or layers * s.heads
-    else:
-        stride = given.get("stride") or given.get("window") or max(1, layers // 5)
-        rows = 1 + math.ceil(layers / int(str(stride)))
-    n = rows * (len(names_of(given.get("sources"))) or USUAL_SOURCES) * (1 + number_of(given, "controls", 0))
-    return Cells(n, n * s.layers * on.width, n * needs_every_logit(given))
 
 
 def site_bytes(kind: SiteKind, s: Sizes, rows: int, width: int) -> int:

@@ -139,7 +139,8 @@ def run(context: Context, arguments: Arguments) -> KnockoutResult:
         )
     cuts = plan.cuts(how)
     if how == "renormalise":
-        for cell, text in zip(cuts, plan.names, strict=False):
+        names = plan.names + ["random edges"] * (len(cuts) - len(plan.chosen))
+        for cell, text in zip(cuts, names, strict=True):
             need_a_key(cell, model, text)
     tokens = prompts.clean
     cutting = SweepPlan(

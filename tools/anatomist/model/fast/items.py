@@ -32,8 +32,8 @@ class Stage(IntEnum):
 
 STAGES: dict[SiteKind, Stage] = {
     "resid_pre": Stage.PRE, "q": Stage.QKV, "k": Stage.QKV, "v": Stage.QKV, "scores": Stage.QKV, "pattern": Stage.QKV,
-    "head": Stage.HEAD, "attn_out": Stage.ATTN_OUT, "resid_mid": Stage.MID, "neuron": Stage.NEURON, "mlp_out": Stage.MLP_OUT,
-    "resid_post": Stage.POST,
+    "head": Stage.HEAD, "attn_out": Stage.ATTN_OUT, "resid_mid": Stage.MID, "neuron": Stage.NEURON,
+    "mlp_out": Stage.MLP_OUT, "resid_post": Stage.POST,
 }  # fmt: skip
 
 QUERIES: frozenset[SiteKind] = frozenset({"q", "scores", "pattern"})  # of the query's position alone
