@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from anatomist.causal.attention_edges import edges_between, random_edges
-from anatomist.errors import BadArguments, BadPosition, BadSite, Unsupported
+from anatomist.errors import BadArguments, BadPosition, BadSite, Cancelled, Unsupported
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction
 from anatomist.model.edits import Edit
@@ -205,3 +206,33 @@ def test_every_key_can_be_zeroed(hard: ToyModel) -> None:
     found = knock(hard, inline_set(ONE), sources=((0, 1, 2, 3),), how="zero", window=1)
     assert changes(found)["L1", "0:t1 + 1:t2 + 2:t3 + 3:t1"] == pytest.approx(-10, abs=1e-4)
     assert any("Without random edges" in w for w in found.warnings)
+
+
+@pytest.mark.hand_worked
+def test_only_the_cut_queries_and_what_follows_them_are_computed_and_the_cost_says_so() -> None:
+    """Two prompts of 6 tokens, 3 layers: the intact runs are 2 x 6 x 3 = 36 (row, position, layer) triples. Cut at the
+    last token alone, a cell of layer l has the 2 - l layers after its own: rows L0, L1, L2 and all layers have 2, 1, 0
+    and 2, times one source and two random sets, times two prompts: 30. Places written: 1 + 1 + 1 + 3 layers."""
+    model = wrapped("llama", "local")
+    given = inline_set([{"clean": [3, 17, 42, 9, i, 8], "answer": 4, "wrong": 9} for i in (5, 7)])
+    found = knock(model, given, sources=(3,), window=1, controls=2)
+    assert found.cost.path == "fast"
+    assert found.cost.cells == 12
+    assert found.cost.layer_tokens == 36 + 30
+    assert found.cost.places_written == (1 + 1 + 1 + 3) * 3 * 2
+    assert found.cost.flops < found.cost.estimated_flops / 4
+    assert any("whole forward passes" in test.name for test in found.self_tests)
+    assert all(test.passed for test in found.self_tests)
+
+
+def test_every_cut_of_every_prompt_is_kept_and_a_call_can_be_cancelled(hard: ToyModel) -> None:
+    context = Context(hard, inline_set(ONE))
+    run(context, Arguments(model="m", prompts="given", sources=(1, 2), window=1, controls=1))
+    assert context.arrays["values"].tensor.shape == (12, 1)  # three rows by two sources, then a random set of each
+    assert context.arrays["values"].axes == ("cut", "prompt")
+
+    def stop(done: float, total: float, what: str) -> None:
+        raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        run(replace(context, progress=stop), Arguments(model="m", prompts="given", sources=(1,)))
