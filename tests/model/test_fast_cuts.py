@@ -62,7 +62,7 @@ def test_cuts_in_several_layers_at_several_heads_both_ways_agree(family: str) ->
     """An item that entered with its queries goes on whole: later layers cut among its own keys."""
     pool = [Site(kind, layer, h) for kind in KINDS for layer in range(3) for h in (None, 1, 2)]
     chosen = random.Random(2)
-    cells = [cut(chosen.sample(pool, chosen.choice([2, 3, 6])), chosen.choice(QUERIES), i) for i in range(30)]
+    cells = [cut(chosen.sample(pool, chosen.choice([2, 3, 6])), chosen.choice(QUERIES), i) for i in range(16)]
     agree(family, cutting(cells))
     agree(family, cutting(cells, read_at=(4, 3, 5)))
 
@@ -94,12 +94,11 @@ def test_a_sweep_of_cuts_goes_the_fast_way_and_equals_whole_passes(family: str, 
     assert fast.self_tests
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_half_precision_differs_from_bare_torch_by_rounding_alone(family: str) -> None:
-    half = anatomy_of(ALL[family]().to(torch.bfloat16))  # type: ignore[arg-type]
-    sweeping = cutting(grid("scores") + grid("pattern"))
+def test_half_precision_differs_from_bare_torch_by_rounding_alone() -> None:
+    half = anatomy_of(ALL["gemma3"]().to(torch.bfloat16))  # type: ignore[arg-type]
+    sweeping = cutting((grid("scores") + grid("pattern"))[::3])
     found = FastEngine(half).measure(sweeping, lambda *_: None, PLENTY)
-    plain, single = bare_hooks.measure(half, sweeping), bare_hooks.measure(anatomy(family), sweeping)
+    plain, single = bare_hooks.measure(half, sweeping), bare_hooks.measure(anatomy("gemma3"), sweeping)
     assert (found.values - plain).abs().mean() < 1.5 * (plain - single).abs().mean()
 
 
@@ -207,6 +206,17 @@ def test_cuts_that_cannot_be_made_are_refused(
     given = SweepPlan(base=base, cells=(cell,), metrics=(LOGIT_DIFF.rows([0, 1]),), read_at=base.last, rule="cut")
     with pytest.raises(error, match=told):
         check_plan(replace(given, **changes), toy.info)
+
+
+@pytest.mark.bad_input
+def test_a_cut_takes_nothing_from_another_run(toy: Model) -> None:
+    base = toy.tokenize(((1, 2, 3, 4),))
+    cell = Cell(S1, ((2,),), keys=(((0,),),))
+    given = SweepPlan(base=base, cells=(cell,), metrics=(LOGIT_DIFF.rows([0]),), read_at=base.last, rule="cut")
+    assert check_plan(given, toy.info) is given
+    for more in ({"source": base}, {"values": {Site("scores", 1): torch.zeros(1, 1, 4)}}):
+        with pytest.raises(BadArguments, match="leave `source` and `values` out"):
+            check_plan(replace(given, **more), toy.info)
 
 
 @pytest.mark.bad_input

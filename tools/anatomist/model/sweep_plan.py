@@ -210,6 +210,8 @@ def check_plan(plan: SweepPlan, info: ModelInfo) -> SweepPlan:
         raise BadArguments("a sweep needs at least one cell and one metric; give layers, heads or positions to sweep.")
     if (plan.source is None) == (plan.values is None) and plan.rule not in ("zero", "cut"):
         raise BadArguments(f"rule {plan.rule!r} needs either a source run or values to write (one of them).")
+    if plan.rule == "cut" and (plan.source is not None or plan.values is not None):
+        raise BadArguments("rule 'cut' writes nothing of another run: leave `source` and `values` out.")
     for cell in plan.cells:
         _check_cell(cell, plan, info.shape)
     if len(plan.read_at) != plan.base.n_rows:
