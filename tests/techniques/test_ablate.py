@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from anatomist.causal.alignment import Layout, matched
+from anatomist.causal.joint import beside_controls, joint_effect
 from anatomist.causal.replacements import cross_fitted_means, deranged, halves, resampled
 from anatomist.errors import AnatomistError, BadArguments, BadPosition, BadPrompts, BadSite
+from anatomist.figures import Bars
+from anatomist.measures.statistics import Clusters
 from anatomist.model.backends.local import LocalModel
 from anatomist.model.sites import Site
 from anatomist.prompts.encoding import EncodedPrompts, encode
@@ -246,9 +250,25 @@ def test_a_rough_mean_and_a_metric_without_baseline_are_told(toy: Model) -> None
 
 def test_the_picture_shows_parts_and_the_set_beside_random_sets(toy: Model, many: tuple[Prompt, ...]) -> None:
     figure = ablate.plot(remove(toy, *many, heads=("L0H1", "L1H2"), controls=10))
-    assert [panel.kind for panel in figure.panels] == ["heatmap", "bars"]
+    assert [panel.kind for panel in figure.panels] == ["heatmap", "bars", "bars"]
+    _, sets, parts = figure.panels
+    assert isinstance(sets, Bars)
+    assert isinstance(parts, Bars)
+    assert sets.labels == ("the set", *(f"random {i}" for i in range(1, 11)))
+    assert parts.labels == ("L0H1: 0 of 6, p = 0.14", "L1H2: 0 of 6, p = 0.14")
     rows = ablate.plot(remove(toy, *many, site="attn_out"))
     assert [panel.kind for panel in rows.panels] == ["bars"]
+
+
+@pytest.mark.hand_worked
+def test_many_random_sets_are_drawn_as_quantiles() -> None:
+    # 41 sets from 0 to 40: the 10% quantile is the fifth.
+    one = Clusters(["a", "b"], seed=0)
+    changes = np.repeat([[50.0], *([float(i)] for i in range(41))], 2, axis=1)
+    joint = joint_effect(("x",), "logit_diff", "logits", changes, changes[:1], changes[0], changes[0] * 0, one, "")
+    (bars,) = beside_controls(joint)
+    assert bars.values == (50, 0, 4, 20, 36, 40)
+    assert bars.labels[1:3] == ("lowest random", "10% of random")
 
 
 @pytest.mark.bad_input

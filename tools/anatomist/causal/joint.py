@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
     from ..model.sweep import SweepResult
 
+MOST_BARS = 20  # random sets drawn one by one
+QUANTILES = (
+    ("lowest random", 0.0), ("10% of random", 0.1), ("median random", 0.5), ("90% of random", 0.9),
+    ("highest random", 1.0),
+)  # fmt: skip
 ENOUGH = 19  # random sets: the smallest p is then .05
 
 
@@ -222,13 +227,24 @@ def few_controls(joint: Sequence[JointEffect]) -> tuple[str, ...]:
     )
 
 
-def beside_controls(joint: JointEffect) -> Bars:
-    """The set and its random sets, smallest first."""
+def beside_controls(joint: JointEffect) -> tuple[Bars, ...]:
+    """The set and its random sets, smallest first, many of them as quantiles; then each part of the set."""
     controls = sorted(joint.control_changes)
-    return Bars(
+    random = [(f"random {i + 1}", value) for i, value in enumerate(controls)]
+    if len(random) > MOST_BARS:
+        random = [(name, controls[round(at * (len(controls) - 1))]) for name, at in QUANTILES]
+    sets = Bars(
         title=f"{joint.metric}: the set together and {len(controls)} random sets of {len(joint.parts)}",
         value_title=f"change of {joint.metric} ({joint.unit})",
-        labels=("the set", *(f"random {i + 1}" for i in range(len(controls)))),
-        values=(joint.change.mean, *controls),
-        groups=("the set", *("random sets" for _ in controls)),
+        labels=("the set", *(name for name, _ in random)),
+        values=(joint.change.mean, *(value for _, value in random)),
+        groups=("the set", *("random sets" for _ in random)),
+    )
+    if not joint.each_part:
+        return (sets,)
+    return sets, Bars(
+        title=f"{joint.metric}: what each part carries, and how many others in its place carry as much",
+        value_title=f"unsigned change of {joint.metric} ({joint.unit})",
+        labels=tuple(f"{t.part}: {t.as_strong} of {t.others}, p = {t.p:.2g}" for t in joint.each_part),
+        values=tuple(t.carries for t in joint.each_part),
     )

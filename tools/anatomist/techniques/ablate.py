@@ -312,7 +312,7 @@ def plot(result: AblationResult) -> Figure:
     """Parts one by one, and the set beside random sets."""
     first = result.effects[0]
     panels: list[Heatmap | Bars] = [_singles(e) for e in result.effects]
-    panels += [beside_controls(joint) for joint in result.joint]
+    panels += [panel for joint in result.joint for panel in beside_controls(joint)]
     return Figure(
         title=f"{result.ablation} ablation of {result.site}",
         caption=f"Mean change of the metric when ablated at {result.positions}; intact {first.metric} {first.base}. "

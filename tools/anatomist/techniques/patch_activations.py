@@ -178,7 +178,7 @@ def plot(result: PatchingResult) -> Figure:
         Heatmap(title=f"{e.metric}: change by patching {result.site} ({e.unit})", grid=e.change) for e in result.effects
     )
     first = result.effects[0]
-    panels += tuple(beside_controls(joint) for joint in result.joint)
+    panels += tuple(panel for joint in result.joint for panel in beside_controls(joint))
     gap = f"run patched into {first.base}, other run {first.other}"
     return Figure(
         title=f"Activation patching: {result.site}, {result.direction}",

@@ -277,6 +277,6 @@ def plot(result: SaeAttributionResult) -> Figure:
     return Figure(
         title=f"{result.sae}: features that {result.metric} depends on",
         caption=f"At {result.site}, {result.positions}; error term kept; untouched {result.base}.",
-        panels=(singles, *map(beside_controls, result.joint), beside_exact(result.recheck, result.unit)),
+        panels=(singles, *beside_controls(result.joint[0]), beside_exact(result.recheck, result.unit)),
         columns=1,
     )
