@@ -92,6 +92,7 @@ def test_a_set_is_ablated_jointly_and_held_against_random_sets(toy: Model, many:
     # Together they cost what L1H2 costs alone (10); one by one they add up to more: the parts are in sequence.
     assert joint.change.mean == pytest.approx(-10, abs=1e-4)
     assert joint.fraction == pytest.approx(1.0, abs=1e-5)
+    assert joint.sum_of_singles is not None
     assert joint.sum_of_singles < -15
     # Ten random pairs of the six heads that do nothing: none reaches it, p = (1 + 0) / (1 + 10).
     assert joint.control_changes == (0.0,) * 10
