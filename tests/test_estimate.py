@@ -275,5 +275,19 @@ def test_a_circuit_costs_its_gradients_and_a_pass_for_every_circuit_measured() -
     assert passes(level="edges") > passes()
 
 
+@pytest.mark.hand_worked
+def test_a_search_costs_its_steps_and_a_pass_for_every_interchange_judged() -> None:
+    entry = Catalog().find("das")
+
+    def basis(**given: object) -> str:
+        arguments = entry.arguments.model_validate({"model": "m", "prompts": "p", "layers": [14], **given})
+        return cost_of_technique(entry.module, arguments, SMOL, Extent(96, 8), RATE).basis
+
+    # three seeds and the untrained model: 4 x 100 steps. Both ways: each seed's learned and held-out accuracy, subspace
+    # and row space, 5 random subspaces, nothing, the whole place, the class means, the untrained model twice: 2 x 22
+    assert basis().startswith("400 steps of 16 interchanges, then 44 passes")
+    assert basis(direction="denoising", random_model=False).startswith("300 steps of 16 interchanges, then 22 passes")
+
+
 def test_bytes_are_written_for_reading() -> None:
     assert [in_bytes(n) for n in (0, 999, 538_060_032, 2.5e12)] == ["0 B", "999 B", "538.1 MB", "2.5 TB"]

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ..errors import BadArguments, BadPrompts, Unsupported
-from ..measures.statistics import Clusters
+from ..measures.statistics import Clusters, paired_difference
 from ..model.protocol import Model
 from ..model.sites import Site
 from ..model.tokens import PositionSpec, Tokens
 from ..prompts.columns import Column
 from ..prompts.encoding import EncodedPrompts
 from ..result import Estimate
-from .interchanged import Interchange, Place, Search, judged_in_words
+from .class_means import class_basis
+from .interchanged import ClassMeans, Interchange, Place, Search, judged_in_words
 from .row_spaces import halves, row_space
 from .subspaces import (
     Ends,
@@ -65,6 +66,7 @@ class Choice(Protocol):
     def controls(self) -> int: ...
 
 
+OutcomeField = Literal["beats", "top", "difference"]
 Share = Callable[[float], None]  # progress of one place, from 0 to 1
 
 
@@ -178,6 +180,7 @@ class Measured(NamedTuple):
     notes: list[str]
     bases: Tensor  # [seed, k, f], the lowest loss first
     losses: tuple[tuple[float, ...], ...]  # per seed and step
+    means: Tensor | None  # [m, f], the class means' basis
 
 
 def measure_place(
@@ -194,7 +197,8 @@ def measure_place(
     width = bench.train_ends.base.shape[-1]
     found = _bases(choice, bench, given, width, progress, 0.9 if twin is None else 0.5)
     clusters, first = Clusters(bench.test.clusters, seed=choice.seed), found.bases[0]
-    parts = _parts(bench, found.bases)
+    own, parts = [bench.judged(b) for b in found.bases], _parts(bench, found.bases)
+    plain = None if split.discovery is split.held_out else _plain(bench, found.bases, own, clusters, choice, array)
     seeds = [FIRST_CONTROL + choice.seed + i for i in range(choice.controls)]
     chance = [bench.judged(random_basis(width, len(first), seed).to(first)) for seed in seeds]
     untouched = outcome(model, bench.test, spot.site, None, budget)
@@ -202,18 +206,19 @@ def measure_place(
     twins = (None, None) if twin is None else _untrained(choice, spot, split, twin, budget, clusters, progress)
     place = Place(
         name=spot.name, width=width, dimension=len(first), array=array,
-        subspace=_interchange(what, [bench.judged(b) for b in found.bases], clusters),
+        subspace=_interchange(what, own, clusters),
         full=_interchange("whole place", [bench.judged(None)], clusters),
         none=_interchange("nothing", [untouched], clusters),
         random=_interchange("random subspace", chance, clusters) if chance else None,
-        random_model=twins[0], random_model_none=twins[1],
+        means=plain and plain.means, random_model=twins[0], random_model_none=twins[1],
         row_space=_interchange("subspace in the row space", parts.row, clusters) if parts.row else None,
         null_space=_interchange("subspace in the null space", parts.null, clusters) if parts.null else None,
         row_share=parts.share, null_dimensions=parts.dimensions, searches=found.searches,
         agreement=_agreement(found.bases),
     )  # fmt: skip
     notes = [*parts.notes, *judged_in_words(place)]
-    return Measured(place, notes, _stacked(found.bases), tuple(one.losses for one in found.learned))
+    losses = tuple(one.losses for one in found.learned)
+    return Measured(place, notes, _stacked(found.bases), losses, plain and plain.basis)
 
 
 class Found(NamedTuple):
@@ -268,6 +273,30 @@ def _untrained(
     )
 
 
+class Plain(NamedTuple):
+    """The class means of the prompts learned from, judged as the subspace was."""
+
+    means: ClassMeans
+    basis: Tensor  # [m, f]
+
+
+def _plain(
+    bench: Bench, bases: Sequence[Tensor], own: Sequence[Outcome], clusters: Clusters, choice: Choice, array: str
+) -> Plain:
+    found = class_basis(bench.train_ends, bench.train.kept, bench.train.wanted, len(bases[0]))
+    outcomes = [bench.judged(found.basis)]
+    gain = paired_difference(
+        _averaged(own, "beats"), _averaged(outcomes, "beats"), bench.test.clusters, seed=choice.seed
+    )
+    angles = [c for b in bases for c in cosines(b, found.basis)]
+    judged = _interchange("class means, no search", outcomes, clusters)
+    means = ClassMeans(
+        **dict(judged), gain=gain, cosine=sum(angles) / len(angles), classes=found.classes,
+        dimension=len(found.basis), from_means=found.from_means, array=f"{array}-means",
+    )  # fmt: skip
+    return Plain(means, found.basis.cpu())
+
+
 class Parts(NamedTuple):
     """The subspaces' parts in the row space and the null space of what follows."""
 
@@ -295,11 +324,16 @@ def _parts(bench: Bench, bases: Sequence[Tensor]) -> Parts:
 def _interchange(what: str, outcomes: Sequence[Outcome], clusters: Clusters) -> Interchange:
     """Averaged over seeds or draws, prompt by prompt."""
 
-    def mean(field: Literal["beats", "top", "difference"]) -> Estimate:
-        values: list[ndarray] = [getattr(o, field).double().numpy() for o in outcomes]
-        return clusters.means(sum(values[1:], values[0]) / len(values)).estimate()
+    def mean(field: OutcomeField) -> Estimate:
+        return clusters.means(_averaged(outcomes, field)).estimate()
 
     return Interchange(what=what, accuracy=mean("beats"), top1=mean("top"), logit_diff=mean("difference"))
+
+
+def _averaged(outcomes: Sequence[Outcome], field: OutcomeField) -> ndarray:
+    """Per interchange, [N]."""
+    values: list[ndarray] = [getattr(o, field).double().numpy() for o in outcomes]
+    return sum(values[1:], values[0]) / len(values)
 
 
 def _stacked(bases: Sequence[Tensor]) -> Tensor:

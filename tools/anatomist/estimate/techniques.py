@@ -186,7 +186,7 @@ def search_cost(given: Given, s: Sizes, on: Extent, rate: Rate) -> Cost:
     searches = 0 if given.get("subspace") is not None else places * (seeds + bool(given.get("random_model")))
     steps, batch = searches * number_of(given, "steps", 1), number_of(given, "batch", 1)
     ways = 2 if given.get("direction") == "both" else 1
-    judged = places * ways * (4 * seeds + number_of(given, "controls", 0) + 4)
+    judged = places * ways * (4 * seeds + number_of(given, "controls", 0) + 5)
     saved = batch * on.width * f.autograd_bytes_per_token(s, on.width, eager=True)
     parts = [
         Part(what="saved for the backward pass", formula="B T L (3 F + 2 d + 3 H h + H T + 2) s", bytes=saved),

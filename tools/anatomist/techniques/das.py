@@ -3,8 +3,9 @@
 Idea: a variable need not sit in single neurons or whole layers. Learn an orthonormal basis of k directions at a place
 so that putting the source run's part along them into the base run gives the answer that the source would have; the rest
 of the place keeps the base run's value. Judged on prompts that were not learned from, beside random subspaces, an
-untrained model put through the same search, the whole place as ceiling, and the same subspace cut down to what the rest
-of the model can read. With a subspace given nothing is learned: a subspace interchange.
+untrained model put through the same search, the whole place as ceiling, the same subspace cut down to what the rest of
+the model can read, and the plain rival: as many directions along which the answers' class means lie apart, found
+without a search. With a subspace given nothing is learned: a subspace interchange.
 
 Source: Geiger et al., arXiv 2303.02536, section 3 (distributed alignment search, interchange intervention accuracy);
 Makelov et al., arXiv 2311.17030, sections 3 and 4 (the interpretability illusion of subspace patching). With B [k, f]
@@ -12,7 +13,7 @@ orthonormal: x' = x + (s - x) B^T B; accuracy = share of interchanges after whic
 base's own.
 
 Does not show: that the model uses the subspace by itself (a search can build a path that the model leaves alone: look
-at the row space and the untrained model), that it is the only one, or what its directions mean.
+at the row space, the class means and the untrained model), that it is the only one, or what its directions mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ..causal.interchange import Split, Spot, measure_place, split_of
-from ..causal.interchanged import Place, kinds_of
+from ..causal.interchanged import Place, compared, gain_in_words, kinds_of
 from ..causal.measured import encoded
 from ..causal.subspaces import directions_of
 from ..causal.units import LETTERS, chosen_layers, chosen_units
@@ -55,6 +56,11 @@ WAYS = {
     "both": "clean into corrupted and back", "denoising": "clean into corrupted", "noising": "corrupted into clean",
 }  # fmt: skip
 OWN = ("subspace", "row_space", "null_space")  # kinds of interchange that the claim is about
+BESIDE_MEANS = {
+    "better": "It does better than the class means, which need no search",
+    "worse": "The class means, which need no search, do better",
+    "same": "Nothing shows it better than the class means, which need no search",
+}
 
 
 class Arguments(OnPrompts):
@@ -154,6 +160,8 @@ def run(context: Context, arguments: Arguments) -> DasResult:
             places.append(found.place)
             notes += found.notes
             context.keep(array, found.bases, axes=("seed", "dimension", "feature"), unit="unit length")
+            if found.means is not None:
+                context.keep(f"{array}-means", found.means, axes=("dimension", "feature"), unit="unit length")
             if found.losses:
                 losses = found.bases.new_tensor(found.losses)
                 context.keep(f"{array}-loss", losses, axes=("seed", "step"), unit="nats")
@@ -256,10 +264,12 @@ def plot(result: DasResult) -> Figure:
     dimensions = f"{result.places[0].dimension} of {result.places[0].width} dimensions"
     learned = f", mean of {searches} searches" if searches > 1 else ""
     whiskers = " Whiskers: 95% intervals over clusters of prompts. Dashed: the whole place." if one else ""
+    plain = _plain(result.places[0]) if one else ""
     return Figure(
         title="Distributed alignment search" if result.learned else "Subspace interchange",
         caption=f"Share of {result.held_out} interchanges ({WAYS[result.direction]}) after which the wanted answer "
-        f"beats the base run's own. Judged on {result.kept_back}. The subspace: {dimensions}{learned}.{whiskers}",
+        f"beats the base run's own. Judged on {result.kept_back}. The subspace: {dimensions}{learned}."
+        f"{plain}{whiskers}",
         panels=(_bars(result.places[0]) if one else _map(result.places),),
     )
 
@@ -270,9 +280,24 @@ def _bars(place: Place) -> Bars:
     return Bars(
         title=place.name, value_title="interchange accuracy (share)", labels=tuple(k.what for k in kinds.values()),
         values=tuple(e.mean for e in found), low=tuple(e.low for e in found), high=tuple(e.high for e in found),
-        groups=tuple("the subspace" if field in OWN else "to compare with" for field in kinds),
+        groups=tuple(_group(field) for field in kinds),
         reference=place.full.accuracy.mean, domain=(0.0, 1.0),
     )  # fmt: skip
+
+
+def _group(field: str) -> str:
+    if field == "means":
+        return "class means"
+    return "the subspace" if field in OWN else "to compare with"
+
+
+def _plain(place: Place) -> str:
+    means = place.means
+    if means is None:
+        return ""
+    rest = means.dimension - means.from_means
+    filled = f", {rest} of {means.dimension} dimensions filled from paired differences" if rest else ""
+    return f" Subspace minus class means ({means.classes} classes{filled}): {gain_in_words(means)}."
 
 
 def _map(places: Sequence[Place]) -> Heatmap:
@@ -291,8 +316,12 @@ def _summary(best: Place, places: Sequence[Place], learned: bool) -> str:
     where = best.name if len(places) == 1 else f"{best.name}, the best of {len(places)} places"
     agree = "" if best.agreement is None else f" Seeds agree to a mean cosine of {best.agreement:.2f}."
     what = "found by search" if learned else "given"
+    rival = ""
+    if best.means is not None:
+        rival = f" {BESIDE_MEANS[compared(best.means)]}: subspace minus class means {gain_in_words(best.means)}."
     return (
         f"Interchange accuracy at {where}: {words}. A subspace of {best.dimension} of {best.width} dimensions, {what}, "
-        f"judged on prompts kept back.{agree} That an interchange gives the answer does not show that the model itself "
-        "writes and reads the variable there: compare the row space, the untrained model and the random subspaces."
+        f"judged on prompts kept back.{agree}{rival} That an interchange gives the answer does not show that the model "
+        "itself writes and reads the variable there: compare the row space, the untrained model and the random "
+        "subspaces."
     )
