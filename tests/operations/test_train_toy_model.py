@@ -12,7 +12,9 @@ from anatomist.model.edits import Edit
 from anatomist.model.protocol import Model
 from anatomist.model.sites import Site
 from anatomist.operations.train_toy_model import ToyTrained
+from anatomist.training.superposition import geometry
 from pydantic import JsonValue
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 INDUCTION = {"kind": "induction", "steps": 30, "vocabulary": 24, "context": 24, "width": 16}
@@ -187,8 +189,13 @@ def test_modular_addition_generalises_by_a_handful_of_waves(host: Host) -> None:
 @pytest.mark.slow
 @pytest.mark.positive_control
 def test_features_lie_as_two_axes_two_pairs_and_a_pentagon(host: Host) -> None:
-    found = train(host, {"kind": "superposition"}).superposition
+    """The best of 16 starts; at sparsity .7 about 4 of 5 starts come to the two pairs by themselves, others to less."""
+    trained = train(host, {"kind": "superposition"})
+    found = trained.superposition
     assert [g.figure for g in found] == ["two orthogonal features", "two antipodal pairs", "regular pentagon"]
     for g, expected in zip(found, (1.0, 0.5, 0.4), strict=True):
         assert all(d == pytest.approx(expected, abs=0.02) for d in g.dimensionality if d)
     assert all(abs(angle - 72) <= 2 for angle in found[2].angles)
+    (last,) = Path(trained.folder).glob("checkpoints/step-002000/weights.safetensors")
+    figures = [geometry(w).figure for w in load_file(last)["W"][1]]
+    assert 10 <= figures.count("two antipodal pairs") <= 15

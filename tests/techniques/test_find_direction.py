@@ -108,33 +108,33 @@ def test_clean_prompts_stand_against_corrupted_ones_and_pairs_stay_together(hand
 
 
 def activations_of(model: Model, layer: int, n: int) -> np.ndarray:
-    """[n, D] of a residual on running text, the first token of a row left out."""
+    """[n, D] of a residual on running text, 16 positions a row, the first eight left out."""
     text = " ".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics)[:12])
     ids = model.token_ids(text)
-    rows = [ids[i * 64 : (i + 1) * 64] for i in range(n // 8)]
+    rows = [ids[i * 64 : (i + 1) * 64] for i in range(n // 16)]
     site = Site("resid_post", layer)
     x = model.run(model.tokenize(rows), read=(site,)).reads[site]
-    return x[:, 8::7][:, :8].flatten(0, 1).double().numpy()[:n]
+    return x[:, 8::3][:, :16].flatten(0, 1).double().numpy()
 
 
 @pytest.mark.positive_control
 def test_a_planted_direction_is_recovered_as_far_as_the_noise_allows(smollm2: Model) -> None:
     """v of 5, 10, 25 and 50% of the median norm m is added to half of n activations of layer 10. Half against half
     differs by noise of squared length 4 tr(S) / n, so the difference of means has cosine s / sqrt(s^2 + 4 tr(S) / n)
-    with v, known beforehand: noise of 13% of m gives .36, .61, .89, .97, that of these texts (9%) .47, .73, .94, .98. A
+    with v, known beforehand: noise of 13% of m gives .36, .61, .89, .97, that of these 400 (7%) .60, .83, .97, .99. A
     logistic probe finds a short v better, for it turns away from what varies; divided by one number its examples let it
-    go on gaining with s, where a probe on coordinates scaled one by one stays near .8."""
+    go on gaining with s, where a probe on coordinates scaled one by one stays near .75, .79, .84, .83."""
     told = [s / np.hypot(s, 0.1295) for s in (0.05, 0.1, 0.25, 0.5)]
     assert told == pytest.approx([0.36, 0.61, 0.89, 0.97], abs=6e-3)
-    x = activations_of(smollm2, 10, 200)
+    x = activations_of(smollm2, 10, 400)
     size = np.median(np.linalg.norm(x, axis=1))
     noise = 4 * x.var(0).sum() / len(x)
     shares = np.array([0.05, 0.10, 0.25, 0.50])
     found = np.stack([planted(x, size * shares, seed) for seed in range(4)]).mean(0)
     expected = size * shares / np.sqrt((size * shares) ** 2 + noise)
-    assert found[0] == pytest.approx(expected, abs=0.05)
+    assert found[0] == pytest.approx(expected, abs=0.03)
     assert (found[0] > np.array([0.36, 0.61, 0.89, 0.97])).all()
-    assert (found[1] > np.array([0.68, 0.79, 0.84, 0.83])).all()
+    assert (found[1] > np.array([0.75, 0.79, 0.84, 0.83])).all()
 
 
 def planted(x: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
@@ -149,7 +149,7 @@ def planted(x: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
 
 @pytest.mark.negative_control
 def test_shuffled_labels_of_a_planted_direction_give_an_accuracy_of_one_half(smollm2: Model) -> None:
-    x = activations_of(smollm2, 10, 200)
+    x = activations_of(smollm2, 10, 208)[:200]
     rng = np.random.default_rng(1)
     v, y = rng.standard_normal(x.shape[1]), rng.permutation([1, 0] * 100)
     x = x + 0.5 * np.median(np.linalg.norm(x, axis=1)) * np.outer(y, v / np.linalg.norm(v))

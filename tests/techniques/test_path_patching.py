@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from anatomist.causal.paths import kinds_held
 from anatomist.errors import BadArguments, BadSite
 from anatomist.model.backends.toy import ToyModel
 from anatomist.model.backends.toy_circuits import induction, random_toy
@@ -221,3 +222,18 @@ def test_edges_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         paths(hard, prompts, **more)
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_held_still_is_refused_and_not_counted_as_direct(hard: ToyModel) -> None:
+    """A backend that shows no heads holds attention as a whole; one that shows neither could not tell a direct path
+    from one through attention."""
+    info = wrap_model(FAMILIES["llama"](), None, name="llama").info
+    assert kinds_held(info) == ("head", "mlp_out")
+    assert kinds_held(hard.info) == ("head",)
+    whole = info.model_copy(update={"sites": tuple(s for s in info.sites if s != "head")})
+    assert kinds_held(whole) == ("attn_out", "mlp_out")
+    for lacks in ({"head", "attn_out"}, {"mlp_out"}):
+        less = info.model_copy(update={"sites": tuple(s for s in info.sites if s not in lacks)})
+        with pytest.raises(BadSite, match="have no"):
+            kinds_held(less)

@@ -12,7 +12,7 @@ from ..errors import Unsupported
 from ..measures.metrics import Metric
 from ..model.edits import Edit
 from ..model.protocol import Model
-from ..model.sites import Site
+from ..model.sites import Site, SiteKind
 from ..model.sweep_plan import Cell
 from ..model.tokens import Tokens
 from ..result import Frozen, SelfTest
@@ -75,6 +75,7 @@ def attribute(
 
     Raises:
         WouldNotFit: the gradient of one prompt is over the budget.
+        Unsupported: the QK fix on an architecture whose attention is not known.
     """
     work = _Work(model, cells, way)
     parts: list[_Part] = []
@@ -108,10 +109,14 @@ class _Work:
         self.fixed = [s for s in self.sites if way.qk_fix and s.kind in ("q", "k")]
         layers = range(info.n_layers)
         self.looks = {"q", "k", "pattern"} <= set(info.sites) and _has_rule(model)
+        if self.fixed and not self.looks:
+            raise Unsupported(
+                f"the exact change of attention needs to know how {info.architecture} makes its scores, which no "
+                "backend does. Take method='atp' or 'integrated', which need only reads and edits."
+            )
         self.attention = [Site(k, n) for n in layers for k in ("q", "k", "pattern") if self.looks]
-        self.added: list[Site] = [
-            Site(k, n) for n in layers for k in ("attn_out", "mlp_out") if way.drop and k in info.sites
-        ]  # fmt: skip
+        parts: Sequence[SiteKind] = ("attn_out", "mlp_out") if info.d_mlp else ("attn_out",)
+        self.added = [Site(k, n) for n in layers for k in parts if way.drop]
         self.reads = list(dict.fromkeys([*self.sites, *self.attention, *self.added]))
 
     def part(self, pair: Pair, tick: Callable[[int], None]) -> _Part:

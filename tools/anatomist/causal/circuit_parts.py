@@ -138,7 +138,7 @@ class Nodes:
         self.sites: list[Site] = []
         for layer in range(info.n_layers):
             self.sites += [Site("head", layer, h) for h in range(info.n_heads)]
-            self.sites += [Site("mlp_out", layer)] if "mlp_out" in info.sites else []
+            self.sites += [Site("mlp_out", layer)] if info.d_mlp else []
         self.names = tuple(unit_name(s) if s.kind == "head" else f"L{s.layer}MLP" for s in self.sites)
         self.kinds = tuple("head" if s.kind == "head" else "mlp" for s in self.sites)
         self.places = tuple((s.layer or 0, s.index) if s.index is not None else None for s in self.sites)

@@ -89,7 +89,7 @@ def direction_of(sources: Sources, ref: DirectionRef) -> Vector:
     Raises:
         BadArguments: of another width, zero, not finite, a layer that is missing, or tokens that are no tokens.
         UnknownName, CorruptFile: no such run or array.
-        Unsupported: nothing is stored here, or no dictionary is loaded.
+        Unsupported: nothing is stored here, no dictionary is loaded, or tokens of a model whose weights are not known.
     """
     if isinstance(ref, FromRun):
         found = _from_run(sources, ref)
@@ -168,6 +168,10 @@ def _from_tokens(model: Model, ref: FromTokens) -> Vector:
 
 def _mean_vector(model: Model, tokens: tuple[str | int, ...], what: str, side: str) -> Float[Tensor, " d_model"]:
     ids = token_choice(model, tokens, what)
+    try:
+        model.weights.embed()
+    except Unsupported as error:
+        raise Unsupported(f"{error} Or give the direction as `values`, or by `run` of find_direction.") from None
     if side == "embedding":
         return model.weights.embed()[list(ids)].float().mean(0)
     vector, norm = model.weights.unembed(ids).float().mean(1), model.weights.final_norm()

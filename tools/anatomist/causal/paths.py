@@ -90,7 +90,7 @@ def receiver(text: str, info: ModelInfo) -> End:
 
 def everything(info: ModelInfo) -> list[str]:
     """Every sender of a model, in order."""
-    mlp = ["MLP"] if "mlp_out" in info.sites else []
+    mlp = ["MLP"] if info.d_mlp else []
     parts = [*(f"H{h}" for h in range(info.n_heads)), *mlp]
     return [EMBED, *(f"L{layer}{part}" for layer in range(info.n_layers) for part in parts)]
 
@@ -129,10 +129,22 @@ class Held(NamedTuple):
     other: Mapping[Site, Tensor]
 
 
+def kinds_held(info: ModelInfo) -> tuple[SiteKind, ...]:
+    """What writes to the residual in a layer; attention as a whole where a backend does not show its heads.
+
+    Raises:
+        BadSite: a part that cannot be held still: what goes through it would count as direct.
+    """
+    attention: SiteKind = "head" if "head" in info.sites else "attn_out"
+    kinds: tuple[SiteKind, ...] = (attention, "mlp_out") if info.d_mlp else (attention,)
+    for kind in kinds:
+        check_site(Site(kind, 0), info.shape)
+    return kinds
+
+
 def sites_held(info: ModelInfo) -> list[Site]:
     """Everything that pass 1 may hold or change."""
-    kinds: Sequence[SiteKind] = ("head", "mlp_out")
-    return [Site("embed"), *(Site(k, n) for n in range(info.n_layers) for k in kinds if k in info.sites)]
+    return [Site("embed"), *(Site(k, n) for n in range(info.n_layers) for k in kinds_held(info))]
 
 
 def pieces_of(model: Model, base: Tokens, receivers: Sequence[Site], budget_bytes: int) -> list[tuple[int, ...]]:
@@ -181,11 +193,11 @@ def direct(
 def _freeze(info: ModelInfo, start: End, base: Mapping[Site, Tensor], last: int) -> Iterator[Edit]:
     """Every head and MLP after the sender, up to a layer, keeps its activation of the base run."""
     assert start.site is not None
-    own = {start.layer: {"head", "mlp_out"}} if start.site.kind == "mlp_out" else {start.layer: {"head"}}
-    kinds: Sequence[SiteKind] = ("head", "mlp_out")
+    kinds = kinds_held(info)
+    own = {start.layer: kinds if start.site.kind == "mlp_out" else kinds[:1]}
     for layer in range(max(start.layer, 0), last + 1):
         for kind in kinds:
-            if kind in info.sites and kind not in own.get(layer, ()):
+            if kind not in own.get(layer, ()):
                 yield Edit(site=Site(kind, layer), rule="set", value=base[Site(kind, layer)])
 
 

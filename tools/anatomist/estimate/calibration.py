@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from ..errors import Unsupported
 from ..model.protocol import Model
 from ..result import Frozen
 
@@ -36,7 +37,7 @@ class Rate(Frozen):
 
 def measured_rate(model: Model) -> Rate:
     """The rate on a model's own device, dtype and weights (its embedding, which every model has)."""
-    table = model.weights.embed()
+    table = _embedding(model)
     columns = MATRIX_BYTES // (table.shape[1] * table.element_size())
     matrix = table[:columns].mT.detach()  # [D, n], as an unembedding is read
     left = table[:1].detach().expand(HIGH, -1).contiguous()
@@ -46,6 +47,17 @@ def measured_rate(model: Model) -> Rate:
 
     info = model.info
     return _rate(product, matrix.shape[0], matrix.shape[1], matrix.element_size(), f"{info.dtype} on {info.device}")
+
+
+def _embedding(model: Model) -> Tensor:
+    """The table of an architecture whose parts are not known too: its plain model names it."""
+    try:
+        return model.weights.embed()
+    except Unsupported:
+        plain: Any = getattr(model, "_hf", None)
+        if plain is None:
+            raise
+        return plain.get_input_embeddings().weight.detach()
 
 
 def machine_rate() -> Rate:

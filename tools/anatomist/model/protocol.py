@@ -71,7 +71,7 @@ class ModelInfo(Frozen):
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.n_layers, self.n_heads, self.n_kv_heads, self.d_mlp, self.sites)
+        return Shape(self.n_layers, self.n_heads, self.n_kv_heads, self.d_mlp, self.sites, self.backend)
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,6 +63,7 @@ class Shape(NamedTuple):
     n_kv_heads: int
     d_mlp: int
     kinds: tuple[SiteKind, ...]
+    backend: str = ""
 
     def count(self, kind: SiteKind) -> int:
         """How many heads or neurons a kind has at one layer."""
@@ -96,7 +97,9 @@ def check_site(site: Site, shape: Shape) -> Site:
         BadSite: the kind, layer or index does not exist; the text lists what does.
     """
     if site.kind not in shape.kinds:
-        raise BadSite(f"this model and backend have no {site.kind!r}; they have {', '.join(shape.kinds)}.")
+        # nnsight offers what is proven in the plain forward pass, the other backend has modules of its own for more
+        other = " The same model on backend='local' may have it." if shape.backend == "nnsight" else ""
+        raise BadSite(f"this model and backend have no {site.kind!r}; they have {', '.join(shape.kinds)}.{other}")
     if site.kind in WHOLE_MODEL:
         return site
     if site.layer is None or not 0 <= site.layer < shape.n_layers:

@@ -48,16 +48,15 @@ def parts_of(model: Model) -> Parts:
     """The parts of a loaded model.
 
     Raises:
-        Unsupported: a backend or architecture whose parts are not known, or whose heads do not add up.
+        Unsupported: an architecture whose parts are not known, or whose heads do not add up.
     """
     if isinstance(model, ToyModel):
         return ToyParts(model.weights)
     anatomy = getattr(model, "anatomy", None)
     if not isinstance(anatomy, Anatomy):
         raise Unsupported(
-            f"single edges need the parts of {model.info.architecture}, which backend {model.info.backend!r} does not "
-            "give. Load the model with backend='local', take level='nodes' (works everywhere), or path_patching for "
-            "chosen edges."
+            f"single edges need the parts of {model.info.architecture}, which no backend knows. Take level='nodes', "
+            "which needs only reads and edits (of heads: backend='local'), or path_patching for chosen edges."
         )
     if anatomy.post_norms:
         raise Unsupported(

@@ -153,6 +153,7 @@ def run(context: Context, arguments: Arguments) -> AttributionResult:
         BadPrompts: no corrupted side, or an answer that the metric needs is absent.
         BadArguments, BadSite, BadPosition: see `way_of` and `cells_of`.
         WouldNotFit: the gradient of one prompt is over the budget.
+        Unsupported: atp_star for q and k on an architecture whose attention is not known.
     """
     from ..model.sweep import SweepPlan, sweep  # torch, only where a model is
     from ..model.sweep_tests import into_itself

@@ -29,7 +29,6 @@ from ..causal.vocabulary import token_choice, token_labels
 from ..errors import BadArguments
 from ..figures import Bars, Figure, Heatmap, Lines, Scatter, Series
 from ..measures.geometry import Order, cosines, participation_of_noise, principal
-from ..measures.metrics import widened
 from ..model.protocol import Model
 from ..model.sites import Site, check_site
 from ..model.tokens import PositionSpec
@@ -110,8 +109,8 @@ def run(context: Context, arguments: Arguments) -> EmbeddingGeometryResult:
     shown = _shown(list(here), arguments)
     x, kept_labels, left_out = _without_outliers(here[shown], labels, arguments)
     pca, few = principal(x), len(kept_labels) <= MOST_COSINES
-    context.keep("points", _tensor(context.model, here[shown]), axes=("point", "d_model"), unit="activation")
-    context.keep("components", _tensor(context.model, pca.components[:10]), axes=("component", "d_model"), unit="1")
+    context.keep("points", _tensor(here[shown]), axes=("point", "d_model"), unit="activation")
+    context.keep("components", _tensor(pca.components[:10]), axes=("component", "d_model"), unit="1")
     columns = [f"PC{i + 1}" for i in range(min(COMPONENTS, pca.coordinates.shape[1]))]
     tests = sums_agree(x, pca.variances)
     return EmbeddingGeometryResult(
@@ -268,8 +267,11 @@ def _without_outliers(
     return x[~out], tuple(label for label, gone in zip(labels, out, strict=True) if not gone), int(out.sum())
 
 
-def _tensor(model: Model, x: ndarray) -> Tensor:
-    return widened(model.weights.embed()[:1]).new_tensor(x)
+def _tensor(x: ndarray) -> Tensor:
+    """As it is kept with the run, in single precision."""
+    import torch
+
+    return torch.from_numpy(x.astype("float32"))
 
 
 def _cosines(x: ndarray, labels: Sequence[str], name: str) -> Grid:

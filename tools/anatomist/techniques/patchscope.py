@@ -23,7 +23,7 @@ from ..causal.lens import lens
 from ..causal.tables import Quantities, quantities
 from ..causal.transplants import Source, Target, plans_of, repeated, same_norm, taken
 from ..causal.units import chosen_layers
-from ..errors import BadPrompts
+from ..errors import BadPrompts, Unsupported
 from ..figures import Figure, Lines
 from ..measures.metrics import kl, widened
 from ..measures.statistics import Clusters
@@ -49,6 +49,7 @@ QUESTIONS = (
 )
 IDENTITY = "cat -> cat; 1135 -> 1135; hello -> hello; ?"
 PATCH, RANDOM, LENS, NOTHING, GAIN = "patchscope", "random activation", "logit lens", "no patch", "minus best control"
+COMPARED = (PATCH, LENS, RANDOM, NOTHING)
 ITSELF = 1e-3  # nats: a prompt patched into itself against the prompt left alone
 
 
@@ -121,7 +122,7 @@ def run(context: Context, arguments: Arguments) -> PatchscopeResult:
     for number in range(arguments.controls):
         noise = same_norm(source.residuals, arguments.seed + number)
         random.append(_patched(context, target, source, noise, 1 + number, 1 + arguments.controls)[0])
-    scores = {PATCH: patched, RANDOM: _mean(random), LENS: _lens(model, source), NOTHING: bare}
+    scores = {PATCH: patched, RANDOM: _mean(random), **_lens(model, source), NOTHING: bare}
     tests = (_into_itself(model, prompts, at, layers, source), *_at_the_end(target, model, scores), *tests)
     precision, divergence = _tables(scores, prompts, layers, arguments.seed)
     shares = precision.column(PATCH) or ()
@@ -145,7 +146,7 @@ def run(context: Context, arguments: Arguments) -> PatchscopeResult:
 
 def plot(result: PatchscopeResult) -> Figure:
     """Precision and KL by layer, with the controls."""
-    shown = (PATCH, LENS, RANDOM, NOTHING)
+    shown = [name for name in COMPARED if name in result.precision.names]
     first = Lines(
         title="Decodes the source's own next token", x_title="source layer", x=result.precision.layers,
         y_title="share of prompts", series=tuple(result.precision.series(name) for name in shown),
@@ -202,16 +203,19 @@ def _mean(parts: Sequence[Scores]) -> Scores:
     return Scores(np.mean([p.agrees for p in parts], axis=0), np.mean([p.kl for p in parts], axis=0))
 
 
-def _lens(model: Model, source: Source) -> Scores:
-    """What the logit lens reads from the same activations."""
+def _lens(model: Model, source: Source) -> dict[str, Scores]:
+    """What the logit lens reads from the same activations; nothing where the model's unembedding is not known."""
     import numpy as np
 
     agrees, far = [], []
     for residual in source.residuals:
-        logits = lens(model, residual)
+        try:
+            logits = lens(model, residual)
+        except Unsupported:
+            return {}
         agrees.append((logits.argmax(-1) == source.logits.argmax(-1)).cpu().numpy())
         far.append(kl(logits, source.logits).cpu().numpy())
-    return Scores(np.stack(agrees), np.stack(far))
+    return {LENS: Scores(np.stack(agrees), np.stack(far))}
 
 
 def _into_itself(
@@ -251,7 +255,7 @@ def _tables(
 
     clusters, names = Clusters(prompts.clusters, seed=seed), [str(layer) for layer in layers]
     agrees = {name: s.agrees.T.astype(float) for name, s in scores.items()}
-    controls = np.stack([agrees[name] for name in (RANDOM, LENS, NOTHING)])
+    controls = np.stack([values for name, values in agrees.items() if name != PATCH])
     best = controls.mean(1).argmax(0)  # per layer, the control that is right most often
     gain = agrees[PATCH] - controls[best, :, range(len(layers))].T
     precision = {name: clusters.means(values) for name, values in agrees.items()} | {GAIN: clusters.means(gain)}
@@ -302,6 +306,8 @@ def _warnings(
             "At no layer does the patched target clearly give the source's next token more often than the best control "
             "(random activation, logit lens, target left alone)."
         )
+    if LENS not in precision.names:
+        found.append("No logit lens is set beside it: the weights of this architecture are not known, on any backend.")
     if target.position != target.tokens.last[0]:
         found.append("The activation is put before the target's last token, where the answer is read.")
     return tuple(found)
@@ -309,11 +315,12 @@ def _warnings(
 
 def _summary(result: PatchscopeResult, n: int) -> str:
     place = result.precision.layers.index(str(result.best))
-    at = {name: (result.precision.column(name) or ())[place] or 0.0 for name in (PATCH, LENS, RANDOM, NOTHING)}
+    shown = [name for name in COMPARED if name in result.precision.names]
+    at = {name: (result.precision.column(name) or ())[place] or 0.0 for name in shown}
+    beside = ", ".join(f"{name} {share:.0%}" for name, share in at.items() if name != PATCH)
     words = "; ".join(f"{d.layer} {d.top[0]!r}" for d in result.decoded[:: max(1, len(result.decoded) // 6)])
     return (
         f"Put into {''.join(result.target)!r}, activations of layer {result.best} give the source's own next token on "
-        f"{at[PATCH]:.0%} of {n} prompts, the most of any layer (logit lens {at[LENS]:.0%}, random activation "
-        f"{at[RANDOM]:.0%}, no patch {at[NOTHING]:.0%}). Prompt {result.prompt}, by layer: {words}. It shows what "
-        "later layers can make of an activation in that target, not that the source's run uses it."
+        f"{at[PATCH]:.0%} of {n} prompts, the most of any layer ({beside}). Prompt {result.prompt}, by layer: {words}. "
+        "It shows what later layers can make of an activation in that target, not that the source's run uses it."
     )

@@ -42,7 +42,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if name not in READERS:
         raise Unsupported(
             f"the anatomy of {name} is not known; known are {', '.join(sorted(READERS))}. "
-            "Reading and editing still work through the generic path; weights and fast sweeps do not."
+            "Reading and editing still work through the generic path; weights and fast sweeps do not, on any "
+            "backend: take a model of one of those for them."
         )
     return READERS[name](model)
 
