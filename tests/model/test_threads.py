@@ -44,10 +44,35 @@ def test_the_argument_comes_before_the_setting_and_the_setting_before_measuremen
     assert threads.use_threads(2) == torch.get_num_threads() == 2
 
 
-def test_the_measured_choice_is_one_of_the_candidates_and_kept_for_the_process() -> None:
+def test_the_measured_choice_is_one_of_the_candidates_and_kept() -> None:
+    most = threads.available()
     first = threads.use_threads()
-    assert first in threads.candidates(threads.available())
+    assert first in threads.candidates(most)
     assert threads.use_threads() == first
+
+
+def test_a_choice_of_fewer_threads_than_there_are_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy moment at the first call would halve the speed of a whole session."""
+    answers = iter([1, 2])
+    monkeypatch.setattr(threads, "measured", lambda most: next(answers))
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    assert threads.use_threads() == 1
+    assert threads.reconsider_threads() == 1  # not at once
+    monkeypatch.setattr(threads, "AGAIN", -1.0)
+    assert threads.reconsider_threads() == torch.get_num_threads() == 2
+    assert threads.reconsider_threads() == 2  # all there are: a third measurement would find no answer
+
+
+def test_what_was_told_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "AGAIN", -1.0)
+    monkeypatch.setattr(threads, "measured", lambda most: 1)
+    monkeypatch.setattr(threads, "available", lambda: 4)
+    assert threads.use_threads(1) == 1
+    assert threads.reconsider_threads() == threads.use_threads() == 1
+    monkeypatch.setattr(threads, "_chosen", None)
+    assert threads.use_threads() == 1
+    torch.set_num_threads(2)  # by the caller, past us
+    assert threads.reconsider_threads() == 2
 
 
 def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:

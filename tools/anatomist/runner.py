@@ -102,6 +102,7 @@ def run_technique(
     """
     tracker = configured()
     _seed(arguments.seed)
+    _threads()
     with store.writing() as writer:
         context = Context(
             model=model, prompts=prompts.chosen if prompts else None, held_out=prompts.held_out if prompts else None,
@@ -245,6 +246,14 @@ def _saved(store: Store, run: str, name: str) -> KeptArray:
 def _listed(prompts: object) -> Sequence[Prompt]:
     assert isinstance(prompts, Sequence)  # the arguments' schema has seen to it
     return prompts
+
+
+def _threads() -> None:
+    """As many as are fastest now, where a model computes."""
+    if "torch" in sys.modules:
+        from .model.threads import reconsider_threads
+
+        reconsider_threads()
 
 
 def _seed(seed: int) -> None:

@@ -3,7 +3,8 @@
 More threads are not always faster: on a busy or oversubscribed machine two threads on two cores can be several times
 slower than one, because every product waits for the slowest thread. So, unless told (`ANATOMIST_THREADS`, or the
 argument), a product of the size that a small model makes is timed with 1, 2, 4, ... threads, for some tens of
-milliseconds in all, and the fastest is taken. The choice is made once for a process.
+milliseconds in all, and the fastest is taken. A choice of fewer threads than there are may have come from a busy
+moment: a later call looks again (`reconsider_threads`). What was told or set stays.
 """
 
 from __future__ import annotations
@@ -12,31 +13,63 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from ..errors import BadArguments
 
 SETTING = "ANATOMIST_THREADS"
+AGAIN = 20.0  # seconds after which a choice of fewer threads than there are is looked at once more
 GAIN = 0.9  # more threads must take less than this share of the time of fewer, else they are not worth their harm
-_chosen: int | None = None
+
+
+class Choice(NamedTuple):
+    """A number of threads, and when it was measured among how many; told and set ones are not measured."""
+
+    threads: int
+    most: int = 0
+    at: float = 0.0
+
+    @property
+    def doubtful(self) -> bool:
+        """Fewer than there are, and measured some time ago."""
+        return self.threads < self.most and time.monotonic() - self.at > AGAIN
+
+
+_chosen: Choice | None = None
 
 
 def use_threads(threads: int | None = None) -> int:
     """Set torch's compute threads and return their number.
 
-    threads: None takes the setting `ANATOMIST_THREADS`, or what was measured fastest at the first call.
+    threads: None keeps what an earlier call was told, or takes the setting `ANATOMIST_THREADS`, or what is measured
+    fastest.
 
     Raises:
         BadArguments: the argument or the setting is not a whole number of at least 1.
     """
     global _chosen
     if threads is not None:
-        return _set(_checked(threads, "threads"))
-    if _chosen is None:
+        _chosen = Choice(_checked(threads, "threads"))
+    elif _chosen is None:
         setting = os.environ.get(SETTING)
-        _chosen = _checked(setting, SETTING) if setting else measured(available())
-    return _set(_chosen)
+        _chosen = Choice(_checked(setting, SETTING)) if setting else _measured_now(available())
+    torch.set_num_threads(_chosen.threads)
+    return _chosen.threads
+
+
+def reconsider_threads() -> int:
+    """Measure once more where few threads were chosen some time ago, and nobody has set another number since."""
+    global _chosen
+    if _chosen is not None and _chosen.doubtful and torch.get_num_threads() == _chosen.threads:
+        _chosen = _measured_now(_chosen.most)
+        torch.set_num_threads(_chosen.threads)
+    return torch.get_num_threads()
+
+
+def _measured_now(most: int) -> Choice:
+    return Choice(measured(most), most, time.monotonic())
 
 
 def available() -> int:
@@ -93,11 +126,6 @@ def _time(left: torch.Tensor, right: torch.Tensor, threads: int, repeats: int = 
     for _ in range(repeats):
         torch.mm(left, right)
     return time.perf_counter() - start
-
-
-def _set(threads: int) -> int:
-    torch.set_num_threads(threads)
-    return threads
 
 
 def _checked(value: int | str, what: str) -> int:
