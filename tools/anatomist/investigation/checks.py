@@ -93,7 +93,7 @@ def specific(case: Case) -> Check:
     )
     figures = {"share": effect.share, "p": effect.p, "strongest_control": strongest, "controls": len(effect.controls)}
     if effect.each_part:
-        reason += f" {_in_its_place(effect.each_part, passengers)}"
+        reason += f" {_in_its_place(case, effect.each_part, passengers)}"
         figures["p_each_part"] = max(part.p for part in effect.each_part)
     if idle:
         reason += f" {', '.join(idle)} do nothing alone and add nothing to the rest: claim the set without them."
@@ -110,11 +110,14 @@ def _rare(case: Case, part: PartTest) -> bool:
     return part.as_strong == 0 if _all_there_are(case, part.others) else part.p <= case.alpha * (1 + 1e-9)
 
 
-def _in_its_place(parts: Sequence[PartTest], passengers: Sequence[PartTest]) -> str:
+def _in_its_place(case: Case, parts: Sequence[PartTest], passengers: Sequence[PartTest]) -> str:
     worst = max(passengers or parts, key=lambda part: part.p)
+    found = f"so do {worst.as_strong} of {worst.others} (p = {worst.p:.3g}, level {case.alpha:.3g})"
+    if _all_there_are(case, worst.others):
+        found = f"so do {worst.as_strong or 'none'} of the {worst.others} there are near by"
     return (
-        f"Each part against others in its place, the rest kept: {worst.part} carries {worst.carries:.3g}, so do "
-        f"{worst.as_strong} of {worst.others} (p = {worst.p:.3g}): {'not met' if passengers else 'met'}."
+        f"Each part against others in its place, the rest kept: {worst.part} carries {worst.carries:.3g}, {found}: "
+        f"{'not met' if passengers else 'met'}."
     )
 
 
