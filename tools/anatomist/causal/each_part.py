@@ -9,7 +9,8 @@ metric, R the rest of the set without part i, and j another part,
 b of B parts j drawn at random with carries(j) >= carries(i) beside the same rest. For a set drawn at random i and the j
 are exchangeable, whatever the rest is and however strong: p(i) is at most .05 in 5% of draws (Phipson & Smyth 2010,
 arXiv 1603.05766, on p of random draws), and the largest p of the parts no more often. The joint change cannot tell: one
-strong part lifts any set that holds it.
+strong part lifts any set that holds it. Of many parts those that carry least are tested, which costs as much as a few;
+where parts interact the bound is then that of the parts tested, not of the set.
 """
 
 from __future__ import annotations
